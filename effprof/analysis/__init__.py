@@ -1,0 +1,1 @@
+"""From records to numbers: one Analysis per run, and comparisons between runs."""

@@ -1,0 +1,1 @@
+"""What a chip can do: catalogue, measured ceilings, telemetry probes."""

@@ -1,0 +1,1 @@
+"""One file per accelerator vendor, each answering with readings."""

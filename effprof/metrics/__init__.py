@@ -1,0 +1,1 @@
+"""MFU, throughput and intervals: pure arithmetic shared by the live callback and the analysis."""

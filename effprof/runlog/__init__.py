@@ -1,0 +1,1 @@
+"""The record on disk: schema, writer, reader, importers of foreign logs."""

@@ -1,0 +1,1 @@
+"""What a model asks for: architecture, FLOPs, memory, expert routing."""
