@@ -1,0 +1,58 @@
+"""The benchmark scripts run and write what they promise; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def run_benchmark(script: str, out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a benchmark, return the JSON it wrote and what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        cwd=out.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        timeout=400,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
+    result = json.loads(out.read_text())
+    assert {"benchmark", "command", "date", "machine", "versions"} <= set(result)
+    return result, done.stdout
+
+
+def test_overhead(tmp_path: Path) -> None:
+    result, table = run_benchmark("overhead.py", tmp_path / "overhead.json", "--quick")
+    whole = result["whole_step"]["10"]
+    arms = {"no callback, again", "empty Callback()", "EfficiencyCallback", "EfficiencyCallback, no writer thread"}
+    others = {"ThroughputMonitor", "TraceMLCallback", "DeviceStatsMonitor"}
+    assert set(whole["added_us"]) == arms | others
+    assert set(whole["p999_us"]) == arms | others | {"no callback"}
+    hooks = result["hooks"]["10"]["median"]
+    assert hooks["empty_hooks"]["median"] > 0
+    assert hooks["effprof_without_token_counting"]["median"] > 0, "effprof's hooks were not timed"
+    assert hooks["token_counting"]["median"] > 0, "token counting was not timed"
+    assert "| EfficiencyCallback " in table
+
+
+def test_gpu_check_on_a_cpu(tmp_path: Path) -> None:
+    arguments = ("--device", "cpu", "--tiny", "--no-compile", "--models", "moe")
+    result, _ = run_benchmark("gpu_check.py", tmp_path / "gpu.json", *arguments)
+    moe = result["models"]["moe"]
+    assert moe["efficiency"]["conventions"]["exact"]["flops_per_token"] > 0
+    assert moe["syncs"]["with"]["hook_spans"] >= 6 * moe["syncs"]["steps"]
+    assert moe["syncs"]["with"]["inside_effprof"] == {}
+    assert moe["overhead"]["step_ms_without"]["median"] > 0
+
+
+def test_startup(tmp_path: Path) -> None:
+    result, _ = run_benchmark("startup.py", tmp_path / "startup.json", "--repeats", "1")
+    assert set(result["seconds"]) >= {"effprof --help", "effprof analyze --help"}
