@@ -26,8 +26,10 @@ RUNS_DIRECTORY = "effprof_runs"
 SEGMENT = re.compile(r"^(?P<role>rank|node)-(?P<number>\d+)(?:\.(?P<segment>\d+))?\.ndjson$")
 ATTEMPT = re.compile(r"^attempt-(?P<number>\d+)$")
 
-# Names that a scheduler or launcher gives to every process of one job, most specific first.
-_JOB_IDS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID", "JOB_COMPLETION_INDEX_ID", "AZUREML_RUN_ID", "KUBEFLOW_RUN_ID")
+# Names that a scheduler gives to every process of one job.
+_JOB_IDS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID", "AZUREML_RUN_ID")
+# An allocation someone works in by hand starts many runs under one job id.
+_INTERACTIVE_JOBS = ("bash", "sh", "zsh", "interactive")
 # Left by the first process for the ones it launches (Lightning starts the other ranks of a node itself).
 _INHERITED = "EFFPROF_INHERITED_RUN_ID"
 # An attempt whose newest record is this much older than a process's start has ended before that process began.
@@ -52,42 +54,76 @@ def process_start_s() -> float:
     return float(psutil.Process().create_time())
 
 
-def choose_run_id(world_size: int, environment: Mapping[str, str] | None = None) -> str:
+def choose_run_id(
+    world_size: int,
+    nodes: int = 1,
+    own_id: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """The run's id, the same on every rank without a collective.
 
-    Order: `EFFPROF_RUN_ID`, the scheduler's job id, torchrun's rendezvous id, the id the launching process left,
-    the launcher's own identity where all ranks are its children, a fresh one for a single process.
+    Order: `EFFPROF_RUN_ID`, the scheduler's job, torchrun's rendezvous id, the id left by the process that launched
+    this one, the launcher's own identity where all ranks are its children, `own_id` or a fresh one for a process
+    that is alone or launches the others itself.
+
+    Args:
+        world_size: processes in the job.
+        nodes: machines they run on.
+        own_id: what `prepare_own_id` gave this process.
+        environment: for tests; the process's own by default.
 
     Raises:
         EffprofError: several processes and nothing they all know.
     """
     env = os.environ if environment is None else environment
-    if env.get("EFFPROF_RUN_ID"):
-        return _clean(env["EFFPROF_RUN_ID"])
-    for name in _JOB_IDS:
-        if env.get(name):
-            return _clean(f"job-{env[name]}")
-    elastic = env.get("TORCHELASTIC_RUN_ID", "")
-    if elastic and elastic != "none":
-        return _clean(f"torchrun-{elastic}")
-    inherited = env.get(_INHERITED, "")
-    if inherited and not inherited.startswith(f"{os.getpid()}:"):
-        return inherited.split(":", 1)[1]
-    if world_size == 1:
-        return _stamp(time.time(), os.getpid())
-    if env.get("LOCAL_WORLD_SIZE") == env.get("WORLD_SIZE", str(world_size)):
-        # one launcher (torchrun's agent) started every rank: its pid and birth are known to all of them
-        parent = psutil.Process(os.getppid())
-        return _stamp(parent.create_time(), parent.pid)
+    known = _common_id(env)
+    if known:
+        return _clean(known)
+    inherited = inherited_id(env)
+    if inherited:
+        return inherited
+    if world_size > 1 and "LOCAL_WORLD_SIZE" in env:
+        if env["LOCAL_WORLD_SIZE"] == env.get("WORLD_SIZE", str(world_size)):
+            # one launcher (torchrun's agent) started every rank: its pid and birth are known to all of them
+            parent = psutil.Process(os.getppid())
+            return _stamp(parent.create_time(), parent.pid)
+    elif world_size == 1 or (nodes == 1 and own_id):
+        return own_id or _stamp(time.time(), os.getpid())
     raise EffprofError(
         f"{world_size} processes and no id that they all know",
         "pass run_dir= to effprof, or set EFFPROF_RUN_ID to the same value on every rank",
     )
 
 
-def leave_run_id_for_children(run_id: str) -> None:
-    """Let processes that this one launches later find the same run; this process itself ignores the mark."""
+def prepare_own_id() -> str | None:
+    """An id for this process and for ranks that it launches later; None in a process launched that way.
+
+    Left in the environment, where children find it. Only a direct child that was given a rank takes it over, so
+    that unrelated trainings started from one shell or notebook don't end up in one run.
+    """
+    if inherited_id(os.environ):
+        return None
+    run_id = _stamp(time.time(), os.getpid())
     os.environ[_INHERITED] = f"{os.getpid()}:{run_id}"
+    return run_id
+
+
+def inherited_id(environment: Mapping[str, str]) -> str | None:
+    """The run id that the parent process left for the ranks it launched."""
+    parent, _, run_id = environment.get(_INHERITED, "").partition(":")
+    return run_id if run_id and "LOCAL_RANK" in environment and parent == str(os.getppid()) else None
+
+
+def _common_id(env: Mapping[str, str]) -> str:
+    if env.get("EFFPROF_RUN_ID"):
+        return env["EFFPROF_RUN_ID"]
+    is_interactive = env.get("SLURM_JOB_NAME") in _INTERACTIVE_JOBS
+    for name in _JOB_IDS:
+        if env.get(name) and not (is_interactive and name == "SLURM_JOB_ID"):
+            step = env.get("SLURM_STEP_ID", "") if name == "SLURM_JOB_ID" else ""
+            return f"job-{env[name]}" + (f".{step}" if step else "")
+    elastic = env.get("TORCHELASTIC_RUN_ID", "")
+    return f"torchrun-{elastic}" if elastic and elastic != "none" else ""
 
 
 def choose_attempt(run_dir: Path, rank: int, started_s: float) -> int:

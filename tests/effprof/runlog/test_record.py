@@ -133,19 +133,23 @@ def test_a_killed_rank_rejoins_as_a_new_attempt(tmp_path: Path) -> None:
     [
         ({"EFFPROF_RUN_ID": "mine", "SLURM_JOB_ID": "7"}, "mine"),
         ({"SLURM_JOB_ID": "7"}, "job-7"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2"}, "job-7.2"),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "bash", "TORCHELASTIC_RUN_ID": "abc"}, "torchrun-abc"),
         ({"TORCHELASTIC_RUN_ID": "abc"}, "torchrun-abc"),
         ({"EFFPROF_RUN_ID": "../up/and/away"}, "up-and-away"),
     ],
 )
 def test_ranks_take_the_id_they_all_know(environment: dict[str, str], expected: str) -> None:
-    assert layout.choose_run_id(16, environment) == expected
+    assert layout.choose_run_id(16, environment=environment) == expected
 
 
 def test_ranks_of_one_launcher_agree_and_others_are_asked_for_run_dir() -> None:
     one_node = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
-    assert layout.choose_run_id(4, one_node) == layout.choose_run_id(4, one_node)
+    assert layout.choose_run_id(4, environment=one_node) == layout.choose_run_id(4, environment=one_node)
     with pytest.raises(EffprofError, match="run_dir="):
-        layout.choose_run_id(16, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"})
+        layout.choose_run_id(
+            16, environment={"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+        )
 
 
 def spoil(path: Path, old: bytes, new: bytes) -> None:

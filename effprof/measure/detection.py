@@ -1,0 +1,171 @@
+"""What is found out once, at the first batch: the model's FLOPs, the tokens' rules and the device's peak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from effprof.hardware.identity import DeviceIdentity
+from effprof.hardware.peak import resolve_peak
+from effprof.measure.tokens import TokenCounter
+from effprof.runlog.schema import FlopsRecord
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Detection:
+    """Facts of the model and its device, in the words of the run's record."""
+
+    flops: FlopsRecord = field(default_factory=FlopsRecord)
+    model: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    given_flops: int = 0  # this rank's share of `flops_per_step`
+
+    def token_counter(self, tokens_fn: Callable[[Any], Any] | None) -> TokenCounter:
+        """A counter of tokens and pairs under the mask that the model uses."""
+        return TokenCounter(
+            window=self.flops.window,
+            causal=self.flops.causal,
+            pad_id=self.model.get("pad_token_id"),
+            tokens_fn=tokens_fn,
+            encoder_decoder=self.model.get("is_encoder_decoder"),
+        )
+
+
+def detect_workload(
+    module: torch.nn.Module | None,
+    batch: Any,
+    device: DeviceIdentity,
+    *,
+    config: Any = None,
+    step: Callable[[Any, Any], Any] | None = None,
+    context: Callable[[], Any] | None = None,
+    peak_tflops: float | None = None,
+    flops_per_step: float | None = None,
+    data_parallel_size: int = 1,
+    measures_peak: bool = True,
+) -> Detection:
+    """Detect FLOPs and peak for one micro-batch of `module` on `device`. Never touches the live module.
+
+    Args:
+        measures_peak: whether this process resolves the peak (a CPU's is measured, which takes seconds).
+    """
+    found = Detection()
+    if module is not None:
+        found.model.update(_parameters(module))
+    _detect_flops(found, module, batch, config, step, context)
+    if flops_per_step is not None:
+        found.flops = FlopsRecord(
+            conventions={"exact": {"flops": 1.0}},
+            source="given",
+            reason="flops_per_step= was given",
+            counts=found.flops.counts,
+            by_dtype=found.flops.by_dtype,
+            window=found.flops.window,
+            causal=found.flops.causal,
+        )
+        found.given_flops = round(flops_per_step / data_parallel_size)
+    if measures_peak:
+        _resolve_peak(found, device, peak_tflops)
+    return found
+
+
+def state_bytes(module: torch.nn.Module, optimizers: Iterable[Any]) -> dict[str, int]:
+    """Bytes that this rank holds of parameters, gradients and optimizer state, by name in the run's record."""
+    parameters = list(module.parameters())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    states = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        if isinstance(state, Mapping)
+        for value in state.values()
+    ]
+    # a gradient that was already set to None again has the size of its parameter
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return {
+        "parameters_bytes": _local_bytes(parameters),
+        "gradients_bytes": _local_bytes(gradients or trained),
+        "optimizer_bytes": _local_bytes(states),
+    }
+
+
+def _detect_flops(
+    found: Detection, module: torch.nn.Module | None, batch: Any, config: Any, step: Any, context: Any
+) -> None:
+    if module is None:
+        found.flops.reason = "no model was given: pass StepProfiler(model), or flops_per_step="
+        found.warnings.append({"code": "no_flops", "message": found.flops.reason})
+        return
+    from effprof.workload.detect import detect
+
+    try:
+        model, facts = detect(module, batch, config=config, step=step, context=context)
+    except Exception as error:
+        found.flops.reason = f"{type(error).__name__}: {error}; pass flops_per_step= or model_config="
+        found.warnings.append({"code": "no_flops", "message": f"FLOPs not known: {found.flops.reason}"})
+        return
+    found.flops = FlopsRecord(
+        conventions={name: dict(terms) for name, terms in model.conventions.items()} if model else {},
+        source=facts.source,
+        reason=facts.reason,
+        counts=facts.counts,
+        by_dtype=facts.by_dtype,
+        recompute_share=facts.recompute_share,
+        window=facts.window,
+        causal=facts.causal,
+        coverage=facts.coverage,
+        uncounted=facts.uncounted,
+        assumptions=facts.assumptions,
+        seconds=facts.seconds,
+    )
+    found.model.update(facts.model)
+    if model is None:
+        found.warnings.append({"code": "no_flops", "message": f"FLOPs not known: {facts.reason}"})
+
+
+def _resolve_peak(found: Detection, device: DeviceIdentity, peak_tflops: float | None) -> None:
+    by_dtype = found.flops.by_dtype or _dtype_of(found)
+    peak = resolve_peak(device, by_dtype, peak_tflops=peak_tflops)
+    if isinstance(peak, str):
+        found.warnings.append({"code": "no_peak", "message": peak})
+        return
+    found.hardware["peak"] = {
+        "flops_per_s": peak.flops_per_s,
+        "dtype": peak.dtype,
+        "source": peak.source,
+        "kind": peak.kind,
+        "parts": peak.parts,
+    }
+
+
+def _dtype_of(found: Detection) -> dict[str, float]:
+    return {found.model.get("dtype", "fp32"): 1.0}
+
+
+def _parameters(module: torch.nn.Module) -> dict[str, Any]:
+    import torch
+
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+    parameters = list(module.parameters())
+    facts: dict[str, Any] = {
+        "class": type(module).__name__,
+        "parameters_total": sum(parameter.numel() for parameter in parameters),
+        "parameters_trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    }
+    if parameters:
+        facts["dtype"] = names.get(parameters[0].dtype, "fp32")
+    return facts
+
+
+def _local_bytes(values: Iterable[Any]) -> int:
+    total = 0
+    for value in values:
+        tensor = value.to_local() if hasattr(value, "to_local") else value
+        if hasattr(tensor, "element_size"):
+            total += tensor.numel() * tensor.element_size()
+    return total

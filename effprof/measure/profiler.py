@@ -1,0 +1,406 @@
+"""Measures training steps: explicit phases, token counts, device time, and the log they go to."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from effprof.errors import EffprofError
+from effprof.measure.clock import EFFPROF, INPUT_WAIT, OPTIMIZER, OTHER, PHASE_NUMBER, PhaseClock
+from effprof.measure.detection import Detection, detect_workload, state_bytes
+from effprof.measure.device_clock import DeviceClock
+from effprof.measure.experts import ExpertLoad
+from effprof.measure.live import Live, live_figures
+from effprof.measure.placement import Placement, placement_from_environment
+from effprof.measure.session import Session
+from effprof.measure.tokens import TokenCounter
+from effprof.runlog.layout import prepare_own_id
+from effprof.runlog.schema import Line
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = TypeVar("Batch")
+
+
+class StepProfiler:
+    """Measures the steps of a training loop and writes them to a run directory.
+
+    In a plain loop, per micro-batch::
+
+        profiler = StepProfiler(model)
+        for batch in profiler.watch(loader):
+            with profiler.phase("forward"):
+                loss = model(**batch).loss
+            with profiler.phase("backward"):
+                loss.backward()
+            with profiler.phase("optimizer"):
+                optimizer.step()
+                optimizer.zero_grad()
+        profiler.close()
+
+    or `with profiler.step(batch): ...` around one optimizer step of a loop that `watch` does not fit. Never
+    synchronises a device, calls a collective or waits for a file; an error inside effprof disables the part that
+    failed and never reaches the loop.
+
+    Args:
+        model: the module that is trained; its FLOPs are counted at the first batch.
+        run_dir: where to write; `effprof_runs/<id>` below the working directory by default.
+        peak_tflops: dense peak of one device in TFLOP/s, where the catalogue does not know it.
+        flops_per_step: model FLOPs of one optimizer step of the whole job, forward and backward, instead of a count.
+        tokens_fn: batch → number of tokens, or → mapping of counters, where they can't be found.
+        model_config: a `transformers` config (object or mapping) that describes `model`.
+        accumulate: micro-batches per optimizer step, for `watch`.
+        telemetry: whether to run the telemetry sampler (one process per node).
+        experts_every_n_steps: how often the expert load of an MoE is sampled; 0 turns it off.
+        routers: names routers that effprof does not know; see `effprof.measure.experts`.
+        own_id: the run's id where an adapter prepared it earlier (see `effprof.runlog.layout.prepare_own_id`).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        *,
+        run_dir: str | os.PathLike[str] | None = None,
+        peak_tflops: float | None = None,
+        flops_per_step: float | None = None,
+        tokens_fn: Callable[[Any], Any] | None = None,
+        model_config: Any = None,
+        accumulate: int = 1,
+        telemetry: bool = True,
+        experts_every_n_steps: int = 50,
+        routers: Mapping[str, Any] | None = None,
+        own_id: str | None = None,
+    ) -> None:
+        if accumulate < 1:
+            raise EffprofError(f"accumulate={accumulate}", "pass the number of micro-batches per optimizer step")
+        self._model = model
+        self._run_dir = run_dir
+        self._peak_tflops = peak_tflops
+        self._flops_per_step = flops_per_step
+        self._tokens_fn = tokens_fn
+        self._model_config = model_config
+        self._accumulate = accumulate
+        self._telemetry = telemetry
+        self._experts_every = experts_every_n_steps
+        self._routers = routers
+        self._own_id = own_id or prepare_own_id()
+        self._session: Session | None = None
+        self._detection: Detection | None = None
+        self._tokens: TokenCounter | None = None
+        self._device_clock: DeviceClock | None = None
+        self._experts: ExpertLoad | None = None
+        self._steps = 0
+        self._given_flops = 0
+        self._is_on_device = False
+        self.clock: PhaseClock | None = None
+
+    # What a plain loop uses.
+
+    def watch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the loader's batches; time in the loader is input wait, every `accumulate` batches are a step."""
+        clock = self._require_open()
+        clock.begin_steps()
+        batches = iter(loader)
+        done = 0
+        while True:
+            clock.switch(INPUT_WAIT)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                clock.switch(OTHER)
+                return
+            clock.switch(OTHER)
+            self.count_batch(batch)
+            try:
+                yield batch
+            except GeneratorExit:
+                # a loop that is left after its optimizer step has still done the step
+                if clock.has_spent(OPTIMIZER) or clock.phase == OPTIMIZER:
+                    self.end_micro_batch()
+                    self.end_step(self._steps + 1)
+                raise
+            self.end_micro_batch()
+            done += 1
+            if done % self._accumulate == 0:
+                self.end_step(self._steps + 1)
+
+    @contextmanager
+    def step(self, batch: Any = None) -> Iterator[None]:
+        """One optimizer step. `batch`, where given, is what its tokens are counted from."""
+        clock = self._require_open()
+        clock.begin_steps()
+        if batch is not None:
+            self.count_batch(batch)
+        yield
+        self.end_micro_batch()
+        self.end_step(self._steps + 1)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A span of the step: input_wait, host_to_device, forward, backward, optimizer, generation, evaluation, …
+
+        Raises:
+            EffprofError: `name` is not a phase.
+        """
+        number = PHASE_NUMBER.get(name)
+        if number is None:
+            raise EffprofError(f"unknown phase {name!r}", f"use one of {', '.join(PHASE_NUMBER)}")
+        clock = self._require_open()
+        before = clock.phase
+        clock.switch(number)
+        try:
+            yield
+        finally:
+            clock.switch(before)
+
+    def close(self, status: str = "completed", reason: str = "") -> None:
+        """Finish the log and say where it is."""
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        atexit.unregister(self._close_at_exit)
+        if self._experts is not None:
+            self._experts.close()
+        session.close(status, reason)
+        self.clock = None
+        if session.placement.rank == 0 and session.record.framework == "pytorch":
+            print(f"effprof: {session.run_dir}\n         effprof analyze {session.run_dir}", file=sys.stderr)
+
+    def __enter__(self) -> StepProfiler:
+        self._require_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("failed", f"{kind.__name__}: {error}")
+
+    @property
+    def run_dir(self) -> str | None:
+        """The run's directory, once it is open."""
+        return str(self._session.run_dir) if self._session else None
+
+    # What a framework's adapter uses.
+
+    @property
+    def session(self) -> Session:
+        """The open session.
+
+        Raises:
+            EffprofError: `open` was not called, or the profiler is closed.
+        """
+        if self._session is None:
+            raise EffprofError("the profiler is not open", "use it between its start and close()")
+        return self._session
+
+    def open(
+        self,
+        *,
+        root: str | os.PathLike[str] = ".",
+        placement: Placement | None = None,
+        device: torch.device | None = None,
+        framework: str = "pytorch",
+        framework_version: str = "",
+    ) -> None:
+        """Start measuring: from here on time is accounted for. Does nothing if already open."""
+        if self._session is not None:
+            return
+        from effprof.hardware.identity import identify
+
+        device = device or _device_of(self._model)
+        self._is_on_device = device.type != "cpu"
+        if self._is_on_device:
+            self._device_clock = _make_device_clock(device)
+        self._tokens = TokenCounter(causal=None, window=None, tokens_fn=self._tokens_fn)
+        late = [self._poll_tokens]
+        if self._device_clock is not None:
+            late.append(self._device_clock.poll)
+        self._session = Session(
+            run_dir=self._run_dir,
+            root=root,
+            own_id=self._own_id,
+            placement=placement or placement_from_environment(),
+            device=identify(device.type, device.index or 0),
+            framework=framework,
+            framework_version=framework_version,
+            late=tuple(late),
+            each_second=self._each_second,
+            telemetry=self._telemetry,
+        )
+        self.clock = self._session.clock
+        if self._device_clock is not None:
+            self.clock.on_device_switch = self._device_clock.mark
+        if self._model is not None and self._experts_every > 0:
+            with self._guarded("expert load"):
+                self._experts = ExpertLoad(self._model, every_n_steps=self._experts_every, routers=self._routers)
+        atexit.register(self._close_at_exit)
+
+    def count_batch(
+        self,
+        batch: Any,
+        *,
+        module: torch.nn.Module | None = None,
+        step: Callable[[Any, Any], Any] | None = None,
+        context: Callable[[], Any] | None = None,
+    ) -> None:
+        """Count what a micro-batch holds; at the first one also detect the model's FLOPs and the peak.
+
+        Args:
+            batch: the micro-batch.
+            module: what is trained, where it differs from the constructor's `model`.
+            step: (module copy, batch copy) → loss, how one micro-batch is run, for the operation count.
+            context: makes the context manager (autocast) that a micro-batch runs under.
+        """
+        clock, tokens = self.clock, self._tokens
+        if clock is None or tokens is None:
+            return
+        before = clock.phase
+        clock.switch(EFFPROF)
+        if self._detection is None:
+            with self._guarded("detection"):
+                self._detect(module or self._model, batch, step, context)
+        try:
+            if self._is_on_device:
+                sequence = clock.step_sequence
+                self.session.recorder.expect(sequence)
+                tokens.submit(batch, sequence)
+            else:
+                clock.add_counts(tokens.count(batch))
+        except Exception as error:
+            self._disable_tokens(error)
+        clock.switch(before)
+
+    def end_micro_batch(self) -> None:
+        """A micro-batch is done."""
+        if self.clock is not None:
+            self.clock.end_micro_batch()
+
+    def end_step(self, step: int, optimizers: Iterable[Any] = ()) -> None:
+        """An optimizer step is done; `step` counts them, this one included."""
+        clock = self.clock
+        if clock is None:
+            return
+        self._steps = step
+        sequence = clock.step_sequence
+        if self._given_flops:
+            clock.add_given_flops(self._given_flops)
+        clock.end_step(step)
+        device_clock = self._device_clock
+        if device_clock is not None:
+            if device_clock.is_sampled(sequence) and sequence > 0:
+                device_clock.end(sequence)
+                self.session.recorder.expect(sequence)
+            if device_clock.is_sampled(sequence + 1):
+                device_clock.begin(OTHER)
+        if self._experts is not None:
+            self._experts.on_step_end(step)
+        if sequence == 0 and self._model is not None:
+            with self._guarded("memory of the states"):
+                self.session.record.model.update(state_bytes(self._model, optimizers))
+                self.session.write_record()
+
+    def live(self) -> Live | None:
+        """MFU and throughput of this rank since the last call; None where no step was finished in between."""
+        if self._session is None or self.clock is None or self._detection is None:
+            return None
+        source = self._session.recorder if self._is_on_device else self.clock
+        counts, step_ns = source.take_sums()
+        return live_figures(counts, step_ns, self._session.record, self._session.placement)
+
+    # Inside.
+
+    def _require_open(self) -> PhaseClock:
+        self.open()
+        assert self.clock is not None
+        return self.clock
+
+    def _detect(
+        self,
+        module: torch.nn.Module | None,
+        batch: Any,
+        step: Callable[[Any, Any], Any] | None,
+        context: Callable[[], Any] | None,
+    ) -> None:
+        session = self.session
+        self._detection = Detection()  # once, whatever happens
+        self._detection = detect_workload(
+            module,
+            batch,
+            session.device,
+            config=self._model_config,
+            step=step,
+            context=context,
+            peak_tflops=self._peak_tflops,
+            flops_per_step=self._flops_per_step,
+            data_parallel_size=session.placement.data_parallel_size,
+            measures_peak=session.placement.rank == 0,
+        )
+        self._given_flops = self._detection.given_flops
+        self._tokens = self._detection.token_counter(self._tokens_fn)
+        record = session.record
+        record.flops = self._detection.flops
+        record.model.update(self._detection.model)
+        record.hardware.update(self._detection.hardware)
+        for warning in self._detection.warnings:
+            session.warn(warning["code"], warning["message"])
+        session.write_record()
+
+    def _disable_tokens(self, error: Exception) -> None:
+        self._tokens = None
+        self.session.warn("tokens_disabled", f"counting tokens failed and is off ({type(error).__name__}: {error})")
+
+    def _poll_tokens(self) -> list[tuple[int, dict[str, int]]]:
+        return self._tokens.poll() if self._tokens is not None and self._is_on_device else []
+
+    def _each_second(self) -> list[Line]:
+        lines: list[Line] = []
+        if self._experts is not None:
+            lines += self._experts.poll()
+        if self._tokens is not None and self._session is not None:
+            for warning in self._tokens.new_warnings():
+                self._session.warn(warning["code"], warning["message"], aloud=False)
+        return lines
+
+    @contextmanager
+    def _guarded(self, part: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if self._session is not None:
+                code = part.replace(" ", "_") + "_failed"
+                self._session.warn(code, f"{part} failed and is off ({type(error).__name__}: {error})")
+
+    def _close_at_exit(self) -> None:
+        # the interpreter leaves the last uncaught exception here before it runs exit handlers
+        error = getattr(sys, "last_value", None)
+        if error is None:
+            self.close()
+        else:
+            self.close("failed", f"{type(error).__name__}: {error}")
+
+
+def _device_of(model: torch.nn.Module | None) -> torch.device:
+    import torch
+
+    if model is not None:
+        parameter = next(iter(model.parameters()), None)
+        if parameter is not None:
+            return parameter.device
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found
+
+
+def _make_device_clock(device: torch.device) -> DeviceClock | None:
+    import torch
+
+    try:
+        torch.Event(device, enable_timing=True)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return DeviceClock(lambda: torch.Event(device, enable_timing=True))
