@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader
 from traceml_ai.integrations.lightning import TraceMLCallback
 
 from effprof.callbacks import EfficiencyCallback
+from effprof.measure.tokens import TokenCounter
 
 now = time.perf_counter_ns
 
@@ -257,6 +258,17 @@ class Laps(Callback):
             watch.lap()
 
 
+class ActionWatch(Callback):
+    """Times the Trainer's profiler actions, which is where effprof splits input wait from the copy to the device."""
+
+    def __init__(self) -> None:
+        self.watch = Stopwatch()
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        for name in ("start", "stop"):
+            setattr(trainer.profiler, name, self.watch.around(getattr(trainer.profiler, name)))
+
+
 def time_hooks(callback: Callback) -> Stopwatch:
     """Put a stopwatch around each of the callback's hooks."""
     watch = Stopwatch()
@@ -268,35 +280,42 @@ def time_hooks(callback: Callback) -> Stopwatch:
 @contextmanager
 def time_token_counting() -> Iterator[Stopwatch]:
     """A stopwatch around effprof's token counter, wherever it is called from."""
-    from effprof.measure.tokens import TokenCounter
-
     watch = Stopwatch()
-    with mock.patch.object(TokenCounter, "submit", watch.around(TokenCounter.submit)):
+    with mock.patch.object(TokenCounter, "count", watch.around(TokenCounter.count)):
         yield watch
 
 
+def time_parts(callback: Callback, options: argparse.Namespace, log_every: int, folder: str) -> dict[str, np.ndarray]:
+    """Microseconds per micro-batch of one training, by part: hooks, token counting inside them, profiler actions."""
+    actions = ActionWatch()
+    with time_token_counting() as counting:
+        hooks = time_hooks(callback)
+        fit([callback, actions, Laps(hooks, counting, actions.watch)], options.steps + WARM_UP_STEPS, log_every, folder)
+    watches = {"hooks": hooks, "token_counting": counting, "actions": actions.watch}
+    return {name: np.array(watch.per_batch[WARM_UP_STEPS:]) / 1e3 for name, watch in watches.items()}
+
+
 def measure_hooks(options: argparse.Namespace, log_every: int) -> dict[str, Any]:
-    """Microseconds per micro-batch inside the hooks: effprof's, empty ones, and what token counting takes of them."""
+    """Microseconds per micro-batch inside effprof's hooks above empty ones, its token counting and its input split."""
     order = random.Random(log_every)
-    found: dict[str, list[np.ndarray]] = {"empty": [], "effprof": [], "token_counting": []}
+    repeats: dict[str, list[dict[str, np.ndarray]]] = {"empty": [], "effprof": []}
     for repeat in range(options.repeats):
         for name in order.sample(("empty", "effprof"), 2):
-            with tempfile.TemporaryDirectory() as folder, time_token_counting() as counting:
+            with tempfile.TemporaryDirectory() as folder:
                 callback = EmptyHooks() if name == "empty" else EfficiencyCallback(run_dir=f"{folder}/run")
-                hooks = time_hooks(callback)
-                fit([callback, Laps(hooks, counting)], options.steps + WARM_UP_STEPS, log_every, folder)
-            found[name].append(np.array(hooks.per_batch[WARM_UP_STEPS:]) / 1e3)
-            if name == "effprof":
-                found["token_counting"].append(np.array(counting.per_batch[WARM_UP_STEPS:]) / 1e3)
+                repeats[name].append(time_parts(callback, options, log_every, folder))
         tell(f"hooks, logging every {log_every}: repeat {repeat + 1} of {options.repeats}")
-    own = [e - t for e, t in zip(found["effprof"], found["token_counting"], strict=True)]
     figures: dict[str, Any] = {}
-    for statistic, reduce in (("median", np.median), ("mean", np.mean), ("p99", lambda x: np.percentile(x, 99))):
-        zero = [float(reduce(x)) for x in found["empty"]]
+    reductions = {"median": np.median, "mean": np.mean, "p99": lambda times: np.percentile(times, 99)}
+    for statistic, reduce in reductions.items():
+        own = [float(reduce(parts["hooks"] - parts["token_counting"])) for parts in repeats["effprof"]]
+        zero = [float(reduce(parts["hooks"])) for parts in repeats["empty"]]
+        actions = {name: [float(reduce(parts["actions"])) for parts in found] for name, found in repeats.items()}
         figures[statistic] = {
             "empty_hooks": summarise(zero),
-            "effprof_without_token_counting": summarise(subtract([float(reduce(x)) for x in own], zero)),
-            "token_counting": summarise([float(reduce(x)) for x in found["token_counting"]]),
+            "effprof_hooks": summarise(subtract(own, zero)),
+            "effprof_input_split": summarise(subtract(actions["effprof"], actions["empty"])),
+            "effprof_token_counting": summarise([float(reduce(p["token_counting"])) for p in repeats["effprof"]]),
         }
     return figures
 
@@ -336,7 +355,7 @@ def render(figures: dict[str, Any]) -> str:
         ("Ratio to ThroughputMonitor's (95 % interval)", ratios, columns),
         ("p99.9 of a step, µs", tails, columns),
         (
-            "Inside the hooks, µs per micro-batch above empty hooks, median (min … max)",
+            "Inside fit, µs per micro-batch above the same with empty hooks, median step (min … max over repeats)",
             hooks,
             [f"logging every {every}" for every in figures["hooks"]],
         ),

@@ -38,8 +38,9 @@ def test_overhead(tmp_path: Path) -> None:
     assert set(whole["p999_us"]) == arms | others | {"no callback"}
     hooks = result["hooks"]["10"]["median"]
     assert hooks["empty_hooks"]["median"] > 0
-    assert hooks["effprof_without_token_counting"]["median"] > 0, "effprof's hooks were not timed"
-    assert hooks["token_counting"]["median"] > 0, "token counting was not timed"
+    assert hooks["effprof_hooks"]["median"] > 0, "effprof's hooks were not timed"
+    assert hooks["effprof_input_split"]["median"] > 0, "the input split was not timed"
+    assert hooks["effprof_token_counting"]["median"] > 0, "token counting was not timed"
     assert "| EfficiencyCallback " in table
 
 
