@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
 
+from effprof.hardware.host import cgroup_memory, core_count, cpu_model, total_memory
 from effprof.hardware.probes.base import Meaning, ProbeDevice, Reading, Reason
 
 HOST = "host"
 POWERCAP = Path("/sys/class/powercap")
-CGROUP = Path("/sys/fs/cgroup")
 
 HOST_MEANINGS = {
     "cpu_percent": Meaning("percent", "host", "gauge", "share of all cores' time busy since the previous sample"),
@@ -66,29 +64,6 @@ class PackageEnergy:
         return self._total_uj / 1e6, ""
 
 
-def cgroup_memory(root: Path = CGROUP) -> tuple[int, int] | None:
-    """(used, limit) bytes of this container's memory cgroup v2, or None where it has no limit."""
-    try:
-        limit = (root / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        used = int((root / "memory.current").read_text())
-        statistics = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        # page cache that the kernel gives back first is not memory anybody lacks
-        return max(0, used - int(statistics.get("inactive_file", 0))), int(limit)
-    except (OSError, ValueError):
-        return None
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "CPU"
-
-
 class CpuProbe:
     """The host and the watched processes, always present."""
 
@@ -114,13 +89,12 @@ class CpuProbe:
         return True
 
     def devices(self) -> list[ProbeDevice]:
-        memory = cgroup_memory()
         host = ProbeDevice(
             key=HOST,
             name=cpu_model(),
             vendor=self.vendor,
-            memory_bytes=memory[1] if memory else psutil.virtual_memory().total,
-            compute_units=os.cpu_count(),
+            memory_bytes=total_memory(),
+            compute_units=core_count(),
         )
         watched = [ProbeDevice(key=f"pid-{pid}", name=f"process {pid}", vendor=self.vendor) for pid in self._processes]
         return [host, *watched]
