@@ -1,0 +1,171 @@
+"""Adds up the FLOPs of the operations that pass by, told apart by phase, dtype and kind.
+
+`OperationCounter` is a torch dispatch mode: it sees every operation below autograd, forward and backward, of whatever
+layer or library it comes from. It knows no model; attention that must not be taken apart is reported to it by
+`effprof.workload.attention`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from effprof.workload import kernels
+
+
+class CountFailed(Exception):
+    """The operation count could not be made; the message says why, in words for the user."""
+
+
+class AttentionShape(NamedTuple):
+    """One kind of attention in a model: lengths and the pairs of one sequence and head that its mask leaves."""
+
+    batch: int
+    queries: int
+    keys: int
+    pairs: int
+    window: int | None = None
+    is_cross: bool = False
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts while it is entered.
+
+    Attributes:
+        model: FLOPs per operation name, recomputation left out.
+        by_dtype: the same, per dtype of the matrices that were multiplied.
+        attention: FLOPs per `AttentionShape`.
+        recomputed: FLOPs of forward operations run again inside the backward pass (activation checkpointing).
+        uncounted: calls of operations that may hold arithmetic and have no formula.
+        assumptions: what was taken for granted because fake tensors hold no values.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model: Counter[str] = Counter()
+        self.by_dtype: Counter[str] = Counter()
+        self.attention: Counter[AttentionShape] = Counter()
+        self.recomputed = 0
+        self.calls = 0
+        self.uncounted: Counter[str] = Counter()
+        self.assumptions: dict[str, None] = {}
+        self.differentiates_twice = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return self._count_higher_order(func, args, kwargs)
+        name = kernels.operation_name(func)
+        if name == "aten::_local_scalar_dense":
+            return self._answer_scalar(args[0])
+        try:
+            out = func(*args, **kwargs)
+        except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
+            raise CountFailed(f"the size of a tensor depends on the data ({name})") from error
+        if name == "aten::all":
+            expect(out, True)
+        self._count(name, func, args, kwargs, out)
+        return out
+
+    def add(self, name: str, flops: int, dtype: Any, *, recompute: bool) -> None:
+        """Book `flops` of an operation on matrices of `dtype`."""
+        self.calls += 1
+        if recompute:
+            self.recomputed += flops
+            return
+        self.model[name] += flops
+        self.by_dtype[str(dtype).removeprefix("torch.")] += flops
+
+    def add_attention(self, name: str, flops: int, dtype: Any, shape: AttentionShape, *, recompute: bool) -> None:
+        """Book `flops` of an attention whose pairs are known."""
+        self.add(name, flops, dtype, recompute=recompute)
+        if not recompute:
+            self.attention[shape] += flops
+
+    def is_recomputing(self) -> bool:
+        """Whether the operation now running is a forward operation run again by the backward pass."""
+        # the autograd engine runs gradients with grad mode off; checkpointing turns it on to rebuild a piece of graph
+        return (
+            bool(torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()) and not self.differentiates_twice
+        )
+
+    def _count(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        formula = kernels.FORMULAS.get(name)
+        if formula is not None:
+            arguments = kernels.named_arguments(func, args, kwargs)
+            dtype = next(value.dtype for value in arguments.values() if isinstance(value, torch.Tensor))
+            if name.startswith("aten::add") or name == "aten::baddbmm":  # the first tensor is the addend
+                dtype = args[1].dtype
+            self.add(name, formula(arguments, out), dtype, recompute=self.is_recomputing())
+            return
+        if name.startswith("aten::_scaled_dot_product_"):
+            attention = kernels.attention_arguments(name, kernels.named_arguments(func, args, kwargs))
+            if attention is not None:
+                self._count_fused_attention(name, attention, args)
+                return
+        if _may_hold_arithmetic(name, args, kwargs):
+            self.uncounted[name] += 1
+
+    def _count_fused_attention(self, name: str, call: kernels.AttentionArguments, args: tuple[Any, ...]) -> None:
+        queries, keys = call.query[-2], call.key[-2]
+        pairs = causal_pairs(queries, keys) if call.is_causal else queries * keys
+        if call.mask is not None:
+            self.assume("an attention mask given as a tensor was taken to leave every pair")
+        flops = 2 * prod(call.query[:-2]) * pairs * (call.query[-1] + call.value[-1]) * (2 if call.backward else 1)
+        dtype = next(value.dtype for value in args if isinstance(value, torch.Tensor))
+        shape = AttentionShape(call.query[0], queries, keys, pairs)
+        self.add_attention(name, flops, dtype, shape, recompute=self.is_recomputing())
+
+    def _count_higher_order(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        name = func.name() if callable(getattr(func, "name", None)) else str(func)
+        raise CountFailed(f"it runs torch's higher-order operation {name}, which cannot be counted")
+
+    def assume(self, sentence: str) -> None:
+        """Note what was taken for granted, once."""
+        self.assumptions[sentence] = None
+
+    def _answer_scalar(self, tensor: torch.Tensor) -> bool | int | float | complex:
+        self.assume("values read from tensors (.item(), if tensor:) were answered with constants")
+        if tensor.dtype == torch.bool:
+            return bool(getattr(tensor, _ANSWER, False))
+        if tensor.dtype.is_complex:
+            return complex(1.0)
+        return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+_ANSWER = "_effprof_answer"
+
+
+def expect(tensor: Any, answer: bool) -> None:
+    """Remember how a healthy training run would answer `if tensor:` (all finite, say); other questions get False."""
+    if isinstance(tensor, torch.Tensor):
+        setattr(tensor, _ANSWER, answer)
+
+
+def causal_pairs(queries: int, keys: int) -> int:
+    """Pairs of a causal mask aligned at the first position: query i meets keys 0 … i."""
+    whole = min(queries, keys)
+    return whole * (whole + 1) // 2 + (queries - whole) * keys
+
+
+def window_pairs(length: int, window: int | None) -> int:
+    """Pairs of a causal mask in which a query meets itself and the `window` - 1 positions before it."""
+    if window is None or window >= length:
+        return length * (length + 1) // 2
+    return window * (window + 1) // 2 + (length - window) * window
+
+
+def _may_hold_arithmetic(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    if name in kernels.UNCOUNTED:
+        return True
+    if name.split("::")[0] in kernels.DATA_LIBRARIES:
+        return False
+    values = [*args, *kwargs.values()]
+    return any(isinstance(value, torch.Tensor) and value.dtype.is_floating_point for value in values)
