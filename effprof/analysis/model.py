@@ -1,0 +1,319 @@
+"""What an analysis is: the types behind `effprof analyze --json`, each key with its meaning.
+
+Key names are a contract: keys may be added within a schema number, never renamed. `docs/schema.md` is made from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+SCHEMA = "effprof.analysis/1"
+
+# The only list of where wall clock goes, in the order reports show it.
+ACCOUNT_LINES = (
+    "startup",
+    "compile",
+    "step.input_wait",
+    "step.host_to_device",
+    "step.forward",
+    "step.backward",
+    "step.optimizer",
+    "step.generation",
+    "step.exposed_communication",
+    "step.pipeline_bubble",
+    "step.host_gap",
+    "step.other",
+    "evaluation",
+    "checkpoint",
+    "logging",
+    "effprof",
+    "restart",
+    "lost_steps",
+    "unattributed",
+)
+
+
+def _says(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
+
+
+Interval = tuple[float, float]
+Ci95 = Annotated[Interval | None, _says("95 % interval [low, high]; null below 5 steady steps or without a value")]
+
+
+class Share(msgspec.Struct, kw_only=True):
+    """A share of the device's peak, never without what it rests on."""
+
+    value: Annotated[float | None, _says("share of the peak, 0 … 1; above 1 it is refused (warning mfu_above_peak)")]
+    ci95: Ci95 = None
+    convention: Annotated[str, _says("FLOPs convention the value is in")] = "exact"
+    dtype: Annotated[str | None, _says("dtype the matmuls ran in; `mixed` where several")] = None
+    peak_flops_per_s: Annotated[float | None, _says("dense peak of one device, FLOP/s")] = None
+    peak_source: Annotated[str | None, _says("where the peak comes from; says `measured ceiling` for a CPU")] = None
+    peak_kind: Annotated[str | None, _says("`datasheet`, `given` or `measured_ceiling`")] = None
+
+
+class ConventionFigures(msgspec.Struct, kw_only=True):
+    """One way of counting FLOPs, over the steady steps."""
+
+    flops_per_step: Annotated[float | None, _says("model FLOPs of the whole job's optimizer step, mean")] = None
+    flops_per_token: Annotated[float | None, _says("model FLOPs per useful token")] = None
+    mfu: Annotated[float | None, _says("MFU in this convention, 0 … 1")] = None
+
+
+class Conventions(msgspec.Struct, kw_only=True):
+    """All four conventions from the same run; those that do not apply to the model hold nulls."""
+
+    exact: Annotated[ConventionFigures, _says("the attended pairs that the mask leaves")]
+    megatron: Annotated[ConventionFigures, _says("T/2 per token, windows ignored")]
+    palm: Annotated[ConventionFigures, _says("T per token, windows ignored")]
+    six_n: Annotated[ConventionFigures, _says("6 · active parameters · tokens")] = msgspec.field(name="6n")
+
+
+class StepCounts(msgspec.Struct, kw_only=True):
+    """How many steps there are, and which of them are steady."""
+
+    total: Annotated[int, _says("optimizer steps that every rank finished, repeated ones counted once")]
+    steady: Annotated[int, _says("steps the efficiency figures rest on: all but a leading prefix of each attempt")]
+    repeated: Annotated[int, _says("steps made again after a restart")] = 0
+    rules: Annotated[list[str], _says("per attempt, how the leading prefix was found")] = []
+
+
+class StepTime(msgspec.Struct, kw_only=True):
+    """Duration of a steady optimizer step of the job, evaluation and checkpoint taken out."""
+
+    median: float | None = None
+    p95: float | None = None
+    ci95: Ci95 = None
+
+
+class Rate(msgspec.Struct, kw_only=True):
+    """A rate over the steady steps, one value per step."""
+
+    median: float | None = None
+    p5: Annotated[float | None, _says("5th percentile: the slow steps")] = None
+    ci95: Ci95 = None
+
+
+class Efficiency(msgspec.Struct, kw_only=True):
+    """How much of the accelerators the run uses, over its steady steps."""
+
+    mfu: Annotated[Share, _says("model FLOPs ÷ steady step time ÷ (peak × devices)")]
+    mfu_wall: Annotated[Share, _says("the same over the whole wall clock; repeated steps count once")]
+    hfu: Annotated[Share, _says("with recompute and padded positions; null where the recompute is not known")]
+    conventions: Conventions
+    steps: StepCounts
+    tokens_per_step: Annotated[float | None, _says("useful tokens of the whole job's step, mean")]
+    samples_per_step: Annotated[float | None, _says("samples of the whole job's step, mean")]
+    padding_share: Annotated[float | None, _says("1 − tokens ÷ positions")]
+    loss_token_share: Annotated[float | None, _says("tokens with a label ÷ tokens")]
+    step_time_s: StepTime
+    tokens_per_s: Rate
+    tokens_per_s_per_device: Rate
+    samples_per_s: Rate
+    model_flops_per_s_per_device: Annotated[Rate, _says("exact convention; known without a peak")]
+
+
+class Account(msgspec.Struct, kw_only=True):
+    """Every second from the first attempt's process start to the last record, in exactly one line."""
+
+    basis: Annotated[str, _says("`host` (spans of the training thread) or `device` (device events)")]
+    wall_s: Annotated[float, _says("seconds; the lines sum to it")]
+    lines: Annotated[
+        dict[str, float],
+        _says("NAME: seconds. 0 is measured and zero; a line that this basis cannot measure is absent"),
+    ]
+
+
+class RankMemory(msgspec.Struct, kw_only=True):
+    """Allocator and process memory of one rank."""
+
+    rank: int
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    process_rss_bytes: Annotated[int | None, _says("largest resident set of the training process seen")] = None
+
+
+class MemoryFigures(msgspec.Struct, kw_only=True):
+    """Device memory of one device, its largest user first; null where there is no caching allocator."""
+
+    device_total_bytes: int | None = None
+    peak_reserved_bytes: Annotated[int | None, _says("largest over ranks: what the allocator took")] = None
+    peak_allocated_bytes: Annotated[int | None, _says("largest over ranks: what tensors used")] = None
+    parameters_bytes: int | None = None
+    gradients_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    activations_bytes: Annotated[int | None, _says("peak_allocated less the three above: activations and other")] = None
+    fragmentation_bytes: Annotated[int | None, _says("peak_reserved less peak_allocated")] = None
+    alloc_retries: Annotated[int | None, _says("times the allocator had to free its cache and try again")] = None
+    ooms: int | None = None
+    process_rss_bytes: Annotated[int | None, _says("host memory of one training process, largest over ranks")] = None
+    ranks: list[RankMemory] = []
+
+
+class MoeLayer(msgspec.Struct, kw_only=True):
+    """Load of one routed layer, summed over the sampled micro-batches and the data-parallel ranks."""
+
+    name: str
+    tokens_per_expert: list[int]
+    imbalance: Annotated[float | None, _says("busiest expert ÷ mean; 1 is even")]
+    batch_imbalance: Annotated[float | None, _says("median over the sampled micro-batches of the same ratio")] = None
+    dropped_share: Annotated[float | None, _says("assignments dropped ÷ assignments made")] = None
+
+
+class Moe(msgspec.Struct, kw_only=True):
+    """Expert load of a mixture-of-experts model."""
+
+    layers: list[MoeLayer]
+    imbalance: Annotated[float | None, _says("mean over layers")]
+    samples: Annotated[int, _says("micro-batches looked at, over all ranks")] = 0
+
+
+class RankFigures(msgspec.Struct, kw_only=True):
+    """One rank beside the others."""
+
+    rank: int
+    host: str
+    device: Annotated[str, _says("name of the device, with its index where there are several")]
+    data_parallel_rank: int | None
+    steps: int
+    step_time_s: StepTime
+    tokens_per_s: Annotated[float | None, _says("median; tokens of this rank's own batch")]
+    account: Account
+
+
+class Spread(msgspec.Struct, kw_only=True):
+    """How far ranks lie apart in one quantity (medians over steady steps)."""
+
+    lowest: float
+    median: float
+    highest: float
+    lowest_rank: int
+    highest_rank: int
+
+
+class RankSpread(msgspec.Struct, kw_only=True):
+    """Numbers that show a straggler. Ranks that wait for it spend that time in backward: it waits least itself."""
+
+    step_time_s: Spread | None = None
+    input_wait_s: Spread | None = None
+    forward_s: Spread | None = None
+    backward_s: Spread | None = None
+
+
+class DeviceGroup(msgspec.Struct, kw_only=True):
+    """Devices of one kind in the job."""
+
+    name: str
+    type: str
+    count: int
+    memory_bytes: int | None = None
+
+
+class TelemetryFigures(msgspec.Struct, kw_only=True):
+    """One reading of one device on one node, summarised."""
+
+    node: int
+    device: str
+    reading: str
+    unit: str = ""
+    scope: str = ""
+    kind: Annotated[str, _says("`gauge`: mean, lowest, highest; `counter`: increase over the run")] = "gauge"
+    mean: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    increase: float | None = None
+    samples: int = 0
+    reason: Annotated[str | None, _says("why there is no value")] = None
+
+
+class Hardware(msgspec.Struct, kw_only=True):
+    """What the job ran on."""
+
+    devices: list[DeviceGroup]
+    hosts: list[str]
+    memory_bandwidth_bytes_per_s: Annotated[float | None, _says("of one device")] = None
+    interconnect_bytes_per_s: Annotated[float | None, _says("of one device")] = None
+    peak_parts: Annotated[dict[str, Any], _says("dtype: its share of the FLOPs and its peak")] = {}
+    telemetry: list[TelemetryFigures] = []
+
+
+class RunFacts(msgspec.Struct, kw_only=True):
+    """Which run this is, and how it ended."""
+
+    id: str
+    path: str
+    framework: str
+    framework_version: str = ""
+    world_size: Annotated[int, _says("processes of the last attempt, one device each")]
+    attempts: Annotated[int, _says("starts of the job in this directory")]
+    started_at: Annotated[str, _says("start of the first attempt's first process, ISO 8601, UTC")]
+    ended_at: Annotated[str, _says("last record, ISO 8601, UTC")]
+    ended: Annotated[str, _says("`completed`, `failed`, `killed` or `running`")]
+    ended_reason: Annotated[str, _says("what the closing line says; empty without one")] = ""
+    model: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    parallel: dict[str, Any] = {}
+    software: dict[str, Any] = {}
+    command: list[str] = []
+    flops: Annotated[dict[str, Any], _says("how the FLOPs were counted: source, counts, coverage, assumptions")] = {}
+
+
+class Evidence(msgspec.Struct, kw_only=True):
+    """A number from this run that a finding rests on."""
+
+    metric: str
+    value: float | None
+    unit: str
+    threshold: float | None = None
+
+
+class Gain(msgspec.Struct, kw_only=True):
+    """Relative change of useful tokens (or samples) per second: 0.12 is 12 % more."""
+
+    low: float
+    likely: float
+    high: float
+    bound: float
+
+
+class Finding(msgspec.Struct, kw_only=True):
+    """Something to change, with its evidence and what it would bring."""
+
+    id: str
+    area: str
+    title: str
+    evidence: list[Evidence]
+    lever: str
+    knobs: dict[str, str]
+    gain: Gain
+    memory_effect_bytes: int | None
+    risk: str
+    sources: list[str]
+    verified: bool = False
+
+
+class Warning(msgspec.Struct, kw_only=True):
+    """What a reader of the numbers should know, and why a number is missing."""
+
+    code: str
+    message: str
+
+
+class Analysis(msgspec.Struct, kw_only=True):
+    """Everything known about one run."""
+
+    schema: Annotated[str, _says("names this document's keys")] = SCHEMA
+    run: RunFacts
+    efficiency: Efficiency
+    account: Annotated[Account, _says("mean over ranks")]
+    kernel_account: Annotated[dict[str, Any], _says("RANK: {…}; empty without a kernel window")] = {}
+    memory: MemoryFigures
+    moe: Annotated[Moe | None, _says("null where no expert load was recorded")] = None
+    ranks: list[RankFigures]
+    rank_spread: Annotated[RankSpread | None, _says("null with one rank")] = None
+    hardware: Hardware
+    findings: list[Finding] = []
+    warnings: list[Warning] = []

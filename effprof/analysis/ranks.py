@@ -1,0 +1,81 @@
+"""Ranks side by side: each one's steps, rate and account, and how far they lie apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effprof.analysis.account import RunAccount
+from effprof.analysis.efficiency import step_time
+from effprof.analysis.model import RankFigures, RankSpread, Spread
+from effprof.analysis.steps import JobSteps, column, seconds_in
+from effprof.runlog.reader import RankLog, Run
+from effprof.runlog.schema import STEP_PHASES
+
+Array = NDArray[np.float64]
+
+
+def measure_ranks(run: Run, steps: JobSteps, account: RunAccount) -> tuple[list[RankFigures], RankSpread | None]:
+    """Figures of every rank of the last attempt that it took part in, and their spread where there are several."""
+    figures = []
+    seconds: dict[str, dict[int, float]] = {name: {} for name in ("step", "input_wait", "forward", "backward")}
+    for number, own_account in account.ranks.items():
+        place, log = _last_log(run, number)
+        rows = steps.rank_rows[place][number][steps.is_steady[steps.attempt == place]]
+        own = seconds_in(log, STEP_PHASES)[rows]
+        rates = column(log, "tokens")[rows] / np.where(own > 0, own, np.nan)
+        figures.append(
+            RankFigures(
+                rank=number,
+                host=log.header.host,
+                device=device_label(log.header.device),
+                data_parallel_rank=log.header.data_parallel_rank,
+                steps=log.steps,
+                step_time_s=step_time(own),
+                tokens_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else None,
+                account=own_account,
+            )
+        )
+        if len(rows) and place == len(run.attempts) - 1:
+            seconds["step"][number] = float(np.median(own))
+            for phase in ("input_wait", "forward", "backward"):
+                seconds[phase][number] = float(np.median(seconds_in(log, (phase,))[rows]))
+    if len(figures) < 2:
+        return figures, None
+    spread = RankSpread(
+        step_time_s=_spread(seconds["step"]),
+        input_wait_s=_spread(seconds["input_wait"]),
+        forward_s=_spread(seconds["forward"]),
+        backward_s=_spread(seconds["backward"]),
+    )
+    return figures, spread
+
+
+def device_label(device: dict[str, Any]) -> str:
+    """A device's name for a table: what it is, and which of several."""
+    name = str(device.get("name") or device.get("type") or "unknown device")
+    index = device.get("index")
+    return name if index is None or device.get("type") == "cpu" else f"{name} #{index}"
+
+
+def _last_log(run: Run, number: int) -> tuple[int, RankLog]:
+    for place in range(len(run.attempts) - 1, -1, -1):
+        for rank in run.attempts[place].ranks:
+            if rank.header.rank == number:
+                return place, rank
+    raise LookupError(f"no log of rank {number}")
+
+
+def _spread(seconds: dict[int, float]) -> Spread | None:
+    if not seconds:
+        return None
+    lowest, highest = min(seconds, key=lambda rank: seconds[rank]), max(seconds, key=lambda rank: seconds[rank])
+    return Spread(
+        lowest=seconds[lowest],
+        median=float(np.median(list(seconds.values()))),
+        highest=seconds[highest],
+        lowest_rank=lowest,
+        highest_rank=highest,
+    )

@@ -1,0 +1,92 @@
+"""Reports in Markdown, for issues, pull requests and wikis."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from effprof.analysis.compare import Comparison
+from effprof.analysis.model import Analysis
+from effprof.reports import facts
+from effprof.reports import side_by_side as compared
+from effprof.reports.text import bar, clean, duration, percent
+
+EXTENSION = "md"
+MAX_ROWS = 32
+
+
+def render(analysis: Analysis) -> str:
+    """The whole report of one run."""
+    title = clean(analysis.run.model.get("name") or analysis.run.id)
+    rows = [
+        ("run", facts.headline(analysis)),
+        ("ended", facts.ending(analysis)),
+        (facts.mfu_label(analysis), facts.mfu_text(analysis)),
+        ("other conventions", facts.conventions_text(analysis)),
+        ("model FLOPs", facts.model_flops_text(analysis)),
+        ("throughput", facts.throughput_text(analysis)),
+        ("memory", facts.memory_text(analysis)),
+        ("steady", " · ".join(map(clean, analysis.efficiency.steps.rules))),
+    ]
+    parts = [
+        f"## {escape(title)}",
+        table(["", ""], [row for row in rows if row[1]]),
+        f"### Where {duration(analysis.account.wall_s)} went",
+        table(
+            ["line", "share", "time", ""],
+            [
+                (facts.line_label(name), percent(share), duration(seconds), bar(share))
+                for name, seconds, share in facts.account_rows(analysis)
+            ],
+        ),
+        f"Basis: {analysis.account.basis}; mean over {len(analysis.ranks)} rank(s).",
+    ]
+    if analysis.moe is not None:
+        heads = ["layer", "experts", "busiest ÷ mean", "least ÷ mean", "per batch", "dropped"]
+        parts += ["### Experts", escape(facts.experts_text(analysis))]
+        parts += [table(heads, facts.expert_rows(analysis, MAX_ROWS))]
+    if len(analysis.ranks) > 1:
+        heads = ["rank", "host", "device", "steps", "step", "tokens/s", "input wait", "forward", "backward"]
+        parts += ["### Ranks", table(heads, facts.rank_rows(analysis, MAX_ROWS))]
+        parts += ["\n".join(f"- {escape(text)}" for text in facts.spread_texts(analysis))]
+    telemetry = facts.telemetry_rows(analysis)
+    if telemetry:
+        parts += ["### Telemetry", table(["device", "reading", "mean", "lowest", "highest"], telemetry)]
+    warnings = facts.other_warnings(analysis)
+    if warnings:
+        lines = (f"- {escape(clean(warning.message))} ({escape(clean(warning.code))})" for warning in warnings)
+        parts += ["### Warnings", "\n".join(lines)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The whole report of several runs side by side."""
+    names = compared.names(comparison)
+    runs = zip(names, comparison.runs, strict=True)
+    differences = compared.difference_rows(comparison)
+    parts = [
+        "## Comparison",
+        "\n".join(f"- **{name}**: {escape(compared.describe(run))}" for name, run in runs),
+        "### Configured differently",
+        table(["", *names], differences) if differences else "Nothing, as far as the records say.",
+        f"### Figures (× ratio to {names[0]})",
+        table(["", *names], compared.metric_rows(comparison)),
+    ]
+    shares = compared.account_rows(comparison)
+    if shares:
+        parts += ["### Share of the wall clock", table(["", *names], shares)]
+    parts.append("\n".join(f"- {escape(clean(warning.message))}" for warning in comparison.warnings))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and the HTML made of it show as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", text)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table whose cells are shown as they are."""
+    cells = [[escape(cell) for cell in row] for row in rows]
+    return tabulate(cells, headers=[escape(head) for head in headers], tablefmt="pipe", disable_numparse=True)
