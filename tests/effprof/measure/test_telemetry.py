@@ -160,13 +160,11 @@ def test_a_probe_that_raises_leaves_the_others_alone(
 def test_a_probe_that_hangs_is_killed_and_then_left_out(
     start: Callable[..., Sampler],
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    install_probe: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(telemetry, "HANG_LIMIT_S", 0.5)
-    install_probe(
-        tmp_path_factory.mktemp("probe"), monkeypatch, "time.sleep(3600) if self.reads > 2 else None; return []"
-    )
+    install_probe("time.sleep(3600) if self.reads > 2 else None; return []")
     sampler = start()
     first, events = sampler.pid, []
 
@@ -329,9 +327,7 @@ def test_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
 def test_stop_does_not_wait_for_a_probe_that_hangs(
     start: Callable[..., Sampler], tmp_path: Path, install_probe: Callable[[str], None]
 ) -> None:
-    install_probe(
-        tmp_path_factory.mktemp("probe"), monkeypatch, "time.sleep(3600) if self.reads > 1 else None; return []"
-    )
+    install_probe("time.sleep(3600) if self.reads > 1 else None; return []")
     sampler = start()
     wait_until(lambda: samples(tmp_path))
     time.sleep(0.3)
