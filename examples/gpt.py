@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 VOCABULARY = 256  # bytes
+BALANCE_WEIGHT = 0.02  # enough to keep the experts evenly loaded, little beside a loss of a few nats
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Bytes in, logits of the next byte out."""
+    """Bytes in, loss of predicting the next ones out."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -160,14 +161,19 @@ class GPT(nn.Module):
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (batch, length, 256) and the mean load-balancing loss (0 for the dense model)."""
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of `labels` (batch, length) given `input_ids` (batch, length), in nats per byte.
+
+        While training, an MoE's load-balancing loss is part of it.
+        """
         x = self.tokens(input_ids) + self.positions.weight[: input_ids.shape[1]]
         balances = []
         for block in self.blocks:
             x, balance = block(x)
             balances.append(balance)
-        return self.head(self.norm(x)), torch.stack(balances).mean()
+        logits = self.head(self.norm(x))
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return loss + BALANCE_WEIGHT * torch.stack(balances).mean() if self.training else loss
 
     def count_parameters(self) -> tuple[int, int]:
         """All parameters, and those that one token uses."""
@@ -185,17 +191,13 @@ class LitGPT(pl.LightningModule):
         self.model = GPT(config)
         self.learning_rate = learning_rate
 
-    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        logits, balance = self.model(batch["input_ids"])
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten()), balance
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss, balance = self._loss(batch)
+        loss = self.model(**batch)
         self.log("loss", loss, prog_bar=True)
-        return loss + 0.01 * balance
+        return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.log("val_loss", self._loss(batch)[0], prog_bar=True, batch_size=len(batch["input_ids"]))
+        self.log("val_loss", self.model(**batch), prog_bar=True, batch_size=len(batch["input_ids"]))
 
     def on_train_epoch_end(self) -> None:
         """Report the tokens that found no free slot in the last step."""

@@ -9,7 +9,6 @@ import argparse
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from gpt import GPT, GPTConfig, Windows, read_standard_library
 from torch.utils.data import DataLoader
 
@@ -35,8 +34,7 @@ def main() -> None:
             with profiler.phase("host_to_device"):
                 batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             with profiler.phase("forward"):
-                logits, balance = model(batch["input_ids"])
-                loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()) + 0.01 * balance
+                loss = model(**batch)
             with profiler.phase("backward"):
                 loss.backward()
             with profiler.phase("optimizer"):
