@@ -69,6 +69,8 @@ def detect_workload(
             causal=found.flops.causal,
         )
         found.given_flops = round(flops_per_step / data_parallel_size)
+    elif not found.flops.conventions:
+        found.warnings.append({"code": "no_flops", "message": f"FLOPs not known: {found.flops.reason}"})
     if measures_peak:
         _resolve_peak(found, device, peak_tflops)
     return found
@@ -97,9 +99,9 @@ def state_bytes(module: torch.nn.Module, optimizers: Iterable[Any]) -> dict[str,
 def _detect_flops(
     found: Detection, module: torch.nn.Module | None, batch: Any, config: Any, step: Any, context: Any
 ) -> None:
-    if module is None:
-        found.flops.reason = "no model was given: pass StepProfiler(model), or flops_per_step="
-        found.warnings.append({"code": "no_flops", "message": found.flops.reason})
+    if module is None or batch is None:
+        what = "model was given: pass StepProfiler(model)" if module is None else "batch was shown: pass step(batch)"
+        found.flops.reason = f"no {what}, or flops_per_step="
         return
     from effprof.workload.detect import detect
 
@@ -107,7 +109,6 @@ def _detect_flops(
         model, facts = detect(module, batch, config=config, step=step, context=context)
     except Exception as error:
         found.flops.reason = f"{type(error).__name__}: {error}; pass flops_per_step= or model_config="
-        found.warnings.append({"code": "no_flops", "message": f"FLOPs not known: {found.flops.reason}"})
         return
     found.flops = FlopsRecord(
         conventions={name: dict(terms) for name, terms in model.conventions.items()} if model else {},
@@ -124,8 +125,6 @@ def _detect_flops(
         seconds=facts.seconds,
     )
     found.model.update(facts.model)
-    if model is None:
-        found.warnings.append({"code": "no_flops", "message": f"FLOPs not known: {facts.reason}"})
 
 
 def _resolve_peak(found: Detection, device: DeviceIdentity, peak_tflops: float | None) -> None:

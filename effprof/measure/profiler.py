@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from effprof.errors import EffprofError
 from effprof.measure.clock import EFFPROF, INPUT_WAIT, OPTIMIZER, OTHER, PHASE_NUMBER, PhaseClock
+from effprof.measure.compile_watch import CompileWatch
 from effprof.measure.detection import Detection, detect_workload, state_bytes
 from effprof.measure.device_clock import DeviceClock
 from effprof.measure.experts import ExpertLoad
@@ -94,6 +95,7 @@ class StepProfiler:
         self._tokens: TokenCounter | None = None
         self._device_clock: DeviceClock | None = None
         self._experts: ExpertLoad | None = None
+        self._compile: CompileWatch | None = None
         self._steps = 0
         self._given_flops = 0
         self._is_on_device = False
@@ -166,6 +168,9 @@ class StepProfiler:
         atexit.unregister(self._close_at_exit)
         if self._experts is not None:
             self._experts.close()
+        if self._compile is not None:
+            session.record.config["compile_is_measured"] = self._compile.is_complete
+            self._compile.remove()
         session.close(status, reason)
         self.clock = None
         if session.placement.rank == 0 and session.record.framework == "pytorch":
@@ -234,6 +239,8 @@ class StepProfiler:
             telemetry=self._telemetry,
         )
         self.clock = self._session.clock
+        self._compile = CompileWatch(self.clock)
+        self._compile.install()
         if self._device_clock is not None:
             self.clock.on_device_switch = self._device_clock.mark
         if self._model is not None and self._experts_every > 0:
@@ -257,16 +264,19 @@ class StepProfiler:
             step: (module copy, batch copy) → loss, how one micro-batch is run, for the operation count.
             context: makes the context manager (autocast) that a micro-batch runs under.
         """
-        clock, tokens = self.clock, self._tokens
-        if clock is None or tokens is None:
+        clock = self.clock
+        if clock is None:
             return
         before = clock.phase
         clock.switch(EFFPROF)
         if self._detection is None:
             with self._guarded("detection"):
                 self._detect(module or self._model, batch, step, context)
+        tokens = self._tokens  # detection may just have put a better informed counter there
         try:
-            if self._is_on_device:
+            if tokens is None:
+                pass
+            elif self._is_on_device:
                 sequence = clock.step_sequence
                 self.session.recorder.expect(sequence)
                 tokens.submit(batch, sequence)
@@ -288,6 +298,9 @@ class StepProfiler:
             return
         self._steps = step
         sequence = clock.step_sequence
+        if self._detection is None:  # no batch was shown: what was given still holds
+            with self._guarded("detection"):
+                self._detect(self._model, None, None, None)
         if self._given_flops:
             clock.add_given_flops(self._given_flops)
         clock.end_step(step)
@@ -300,6 +313,8 @@ class StepProfiler:
                 device_clock.begin(OTHER)
         if self._experts is not None:
             self._experts.on_step_end(step)
+        if sequence < 2 and self._compile is not None:
+            self._compile.note_late_load()
         if sequence == 0 and self._model is not None:
             with self._guarded("memory of the states"):
                 self.session.record.model.update(state_bytes(self._model, optimizers))
