@@ -45,7 +45,7 @@ class _Attention(torch.autograd.Function):
         ctx.counter, ctx.shape = counter, shape
         rows = prod(query.shape[:-2]) * shape.pairs
         counter.add_attention(
-            "attention", 2 * rows * (query.shape[-1] + value.shape[-1]), query.dtype, shape, recompute=recompute
+            "attention", 2 * rows * (query.shape[-1] + value.shape[-1]), query, shape, recompute=recompute
         )
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
@@ -57,7 +57,7 @@ class _Attention(torch.autograd.Function):
         # dV = PᵀdO; dP = dO Vᵀ leads to dQ = dS K and dK = dSᵀ Q
         flops = 2 * rows * value.shape[-1] * (int(needs_value) + int(needs_query or needs_key))
         flops += 2 * rows * query.shape[-1] * (int(needs_query) + int(needs_key))
-        ctx.counter.add_attention("attention_backward", flops, query.dtype, ctx.shape, recompute=False)
+        ctx.counter.add_attention("attention_backward", flops, query, ctx.shape, recompute=False)
         gradients = [
             tensor.new_empty(tensor.shape) if needed else None
             for tensor, needed in zip(ctx.like, ctx.needs_input_grad[:3], strict=True)

@@ -74,18 +74,20 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(name, func, args, kwargs, out)
         return out
 
-    def add(self, name: str, flops: int, dtype: Any, *, recompute: bool) -> None:
-        """Book `flops` of an operation on matrices of `dtype`."""
+    def add(self, name: str, flops: int, operand: torch.Tensor, *, recompute: bool) -> None:
+        """Book `flops` of an operation on matrices like `operand`."""
         self.calls += 1
         if recompute:
             self.recomputed += flops
             return
         self.model[name] += flops
-        self.by_dtype[str(dtype).removeprefix("torch.")] += flops
+        self.by_dtype[dtype_name(operand.dtype, operand.device, is_convolution="convolution" in name)] += flops
 
-    def add_attention(self, name: str, flops: int, dtype: Any, shape: AttentionShape, *, recompute: bool) -> None:
+    def add_attention(
+        self, name: str, flops: int, operand: torch.Tensor, shape: AttentionShape, *, recompute: bool
+    ) -> None:
         """Book `flops` of an attention whose pairs are known."""
-        self.add(name, flops, dtype, recompute=recompute)
+        self.add(name, flops, operand, recompute=recompute)
         if not recompute:
             self.attention[shape] += flops
 
@@ -100,10 +102,10 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         formula = kernels.FORMULAS.get(name)
         if formula is not None:
             arguments = kernels.named_arguments(func, args, kwargs)
-            dtype = next(value.dtype for value in arguments.values() if isinstance(value, torch.Tensor))
+            operand = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
             if name.startswith("aten::add") or name == "aten::baddbmm":  # the first tensor is the addend
-                dtype = args[1].dtype
-            self.add(name, formula(arguments, out), dtype, recompute=self.is_recomputing())
+                operand = args[1]
+            self.add(name, formula(arguments, out), operand, recompute=self.is_recomputing())
             return
         if name.startswith("aten::_scaled_dot_product_"):
             attention = kernels.attention_arguments(name, kernels.named_arguments(func, args, kwargs))
@@ -119,9 +121,9 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call.mask is not None:
             self.assume("an attention mask given as a tensor was taken to leave every pair")
         flops = 2 * prod(call.query[:-2]) * pairs * (call.query[-1] + call.value[-1]) * (2 if call.backward else 1)
-        dtype = next(value.dtype for value in args if isinstance(value, torch.Tensor))
+        operand = next(value for value in args if isinstance(value, torch.Tensor))
         shape = AttentionShape(call.query[0], queries, keys, pairs)
-        self.add_attention(name, flops, dtype, shape, recompute=self.is_recomputing())
+        self.add_attention(name, flops, operand, shape, recompute=self.is_recomputing())
 
     def _count_higher_order(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         name = func.name() if callable(getattr(func, "name", None)) else str(func)
@@ -138,6 +140,27 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor.dtype.is_complex:
             return complex(1.0)
         return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+_SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def dtype_name(dtype: Any, device: torch.device, *, is_convolution: bool = False) -> str:
+    """The dtype that matrix units really run ("bf16", "tf32"): fp32 products may run as TF32 where torch allows it."""
+    name = str(dtype).removeprefix("torch.")
+    if name.startswith("float8"):
+        return "fp8"
+    if name == "float32" and device.type == "cuda" and _runs_tf32(is_convolution):
+        return "tf32"
+    return _SHORT_NAMES.get(name, name)
+
+
+def _runs_tf32(is_convolution: bool) -> bool:
+    if torch.version.hip is not None or not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 8:
+        return False
+    if is_convolution:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 _ANSWER = "_effprof_answer"

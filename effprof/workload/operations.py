@@ -7,6 +7,7 @@ memory), user code runs once on the copy, and what passes by is counted by `Oper
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import sys
 import time
@@ -35,7 +36,7 @@ class OperationCount:
         flops: model FLOPs, recomputed activations left out.
         attention_flops: the part of `flops` spent on query-key pairs.
         attention: `attention_flops` by the attention's shape and mask.
-        by_dtype: `flops` by the dtype of the multiplied matrices ("bfloat16"), so that autocast shows.
+        by_dtype: `flops` by the dtype of the multiplied matrices ("bf16"), so that autocast shows.
         by_operation: `flops` by operation name.
         recompute_flops: forward FLOPs that activation checkpointing runs again in the backward pass.
         uncounted: operations without a formula that may hold arithmetic.
@@ -164,7 +165,7 @@ def _compiler_off() -> Iterator[None]:
 def _training_step(module: nn.Module, batch: Any) -> Any:
     training_step = getattr(module, "training_step", None)
     if callable(training_step):
-        return training_step(batch, 0)
+        return _call_training_step(training_step, batch)
     if isinstance(batch, Mapping):
         return module(**batch)
     if isinstance(batch, (tuple, list)):
@@ -173,6 +174,18 @@ def _training_step(module: nn.Module, batch: Any) -> Any:
         except TypeError:
             return module(batch[0])
     return module(batch)
+
+
+def _call_training_step(training_step: Callable[..., Any], batch: Any) -> Any:
+    """Lightning passes what the step's signature asks for: batch, index, data loader index, or an iterator."""
+    names = list(inspect.signature(training_step).parameters)
+    if "dataloader_iter" in names:
+        return training_step(iter([(batch, 0, 0)]))
+    offered = {"batch_idx": 0, "dataloader_idx": 0}
+    by_name = {name: value for name, value in offered.items() if name in names}
+    if len(names) - len(by_name) == 1:
+        return training_step(batch, **by_name)
+    return training_step(batch, *([0] * min(len(names) - 1, 2)))
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
