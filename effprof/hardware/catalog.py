@@ -311,6 +311,7 @@ def _scale(
         peak_tflops=MappingProxyType({dtype: peak * share for dtype, peak in whole.peak_tflops.items()}),
         memory_bytes=round(reported_bytes or (memory or 0) * (memory_share or 0)) or None,
         memory_bandwidth_bytes_per_s=bandwidth * memory_share if bandwidth and memory_share else None,
+        interconnect="",
         interconnect_bytes_per_s=None,
         tdp_w=None,
         basis="scaled",
