@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from effprof.measure.late_copies import LateCopies
 from effprof.measure.token_facts import Rules, Shape, count_facts, device_facts, host_facts, shape_of
 from effprof.measure.tokens import TokenCounter
 from effprof.runlog.schema import COUNTERS
+from effprof.workload.architecture import from_hf_config
+from effprof.workload.flops import counts_for
 
 torch.set_num_threads(1)
 
@@ -278,6 +282,17 @@ def test_encoder_decoder_of_equal_widths_has_to_be_said() -> None:
     assert TokenCounter(causal=True, encoder_decoder=True).count(batch)["tokens"] == 22
 
 
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_full_batches_count_as_the_closed_forms_assume(window: int | None) -> None:
+    config = {"model_type": "mistral", "sliding_window": window, "hidden_size": 16, "intermediate_size": 32}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 90}
+    architecture = from_hf_config(config)
+    ids = torch.ones(4, 12, dtype=torch.long)
+    counts = TokenCounter(causal=architecture.causal, window=window).count({"input_ids": ids, "labels": ids})
+    assumed = counts_for(architecture, samples=4, seq=12)
+    assert counts == {name: value for name, value in assumed.items() if window is not None or name != "window_pairs"}
+
+
 def test_images_are_samples() -> None:
     counter = TokenCounter()
     for batch in (
@@ -419,6 +434,123 @@ def test_encoder_decoder_on_a_device() -> None:
     assert counts == TokenCounter(causal=True, encoder_decoder=True).count(
         {"input_ids": fields["ids"], "labels": fields["labels"]}
     )
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it lies on a GPU, so that the path of device batches runs where there is none."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 0)
+
+    is_cuda = True
+
+
+class Stream:
+    """The GPU's one queue: events are reached when the test says so."""
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+        self.reached = 0
+        self.events = 0
+        self.waits = 0
+
+    def make_event(self) -> Stream.Event:
+        self.events += 1
+        return Stream.Event(self)
+
+    class Event:
+        def __init__(self, stream: Stream) -> None:
+            self.stream, self.at = stream, 0
+
+        def record(self, _: Any) -> None:
+            self.stream.recorded.append(len(self.stream.recorded) + 1)
+            self.at = len(self.stream.recorded)
+
+        def query(self) -> bool:
+            return self.at <= self.stream.reached
+
+        def synchronize(self) -> None:
+            self.stream.waits += 1
+            self.stream.reached = max(self.stream.reached, self.at)
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    stream = Stream()
+    module = SimpleNamespace(
+        Event=stream.make_event, current_stream=lambda device: None, device=lambda device: nullcontext()
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: module)
+    return stream
+
+
+def on_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.as_subclass(OnDevice) for name, tensor in batch.items()}
+
+
+def test_device_batches_are_answered_late_in_order_and_without_waiting(stream: Stream) -> None:
+    counter = TokenCounter(causal=True)
+    batches = [padded([length, 4], 8) for length in range(1, 7)]
+    for slot, batch in enumerate(batches):
+        counter.submit(on_device(batch), slot)
+        for tensor in batch.values():
+            tensor.zero_()  # the loop may reuse its buffers once the step is queued behind the copy
+    assert counter.poll() == []
+    stream.reached = 2
+    assert [(slot, counts["tokens"]) for slot, counts in counter.poll()] == [(0, 5), (1, 6)]
+    stream.reached = 5
+    assert [(slot, counts["loss_tokens"]) for slot, counts in counter.poll()] == [(2, 7), (3, 8), (4, 9)]
+    assert stream.waits == 0
+    [(slot, counts)] = counter.poll(wait=True)
+    assert (slot, counts["tokens"], counts["pairs"]) == (5, 10, 21 + 10)
+    for slot in range(6):
+        counter.submit(on_device(padded([1, 1], 8)), slot)
+    assert stream.events == 6  # pooled
+
+
+def test_device_batches_whose_shape_says_everything_need_no_copy(stream: Stream) -> None:
+    counter = TokenCounter(causal=True)
+    counter.submit(on_device({"input_ids": torch.ones(2, 8, dtype=torch.long)}), 0)
+    counter.submit(on_device({"pixel_values": torch.zeros(5, 3, 2, 2)}), 1)
+    assert [counts.get("tokens", counts["samples"]) for _, counts in counter.poll()] == [16, 5]
+    assert stream.recorded == []
+
+
+def test_device_scalar_of_the_users_function_is_read_late(stream: Stream) -> None:
+    def count(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        return {"tokens": (batch["x"] > 0).sum().as_subclass(OnDevice), "samples": 3}
+
+    counter = TokenCounter(tokens_fn=count)
+    counter.submit(on_device({"x": torch.tensor([[1.0, 0.0], [2.0, 3.0]])}), 7)
+    assert counter.poll() == []
+    stream.reached = 1
+    assert counter.poll() == [(7, {"samples": 3, "tokens": 3})]
+
+
+def test_stand_ins_on_a_device_wait_for_the_batch_they_repeat(stream: Stream) -> None:
+    counter = TokenCounter(causal=True, every_n=2)
+    for slot, length in enumerate([2, 5, 7]):
+        counter.submit(on_device(padded([length], 8)), slot)
+    assert counter.poll() == []
+    assert stream.recorded == [1, 2]
+    stream.reached = 1
+    assert [(slot, counts["tokens"]) for slot, counts in counter.poll()] == [(0, 2), (1, 2)]
+
+
+def test_a_device_that_breaks_ends_counting_with_one_warning(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = TokenCounter(causal=True)
+    counter.submit(on_device(padded([2], 8)), 0)
+
+    def lost(event: Any) -> bool:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(Stream.Event, "query", lost)
+    assert [slot for slot, _ in counter.poll()] == [0]
+    counter.submit(on_device(padded([2], 8)), 1)
+    assert counter.poll() == [(1, {})]
+    [warning] = counter.new_warnings()
+    assert "device lost" in warning["message"]
 
 
 def test_meta_batches_are_counted_by_shape_and_never_read() -> None:
