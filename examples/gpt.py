@@ -66,12 +66,14 @@ class FeedForward(nn.Module):
 class Router(nn.Module):
     """Sends each token to its `top_k` experts.
 
-    Its output is what `EfficiencyCallback(routers=…)` reads: expert indices of shape (tokens, top_k).
+    effprof finds it by its class's name, its `top_k` and its `num_experts`, and reads the expert indices among its
+    outputs. One that it doesn't find is named: `EfficiencyCallback(routers={"model.blocks.*.mlp.switch": "indices"})`.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.top_k = config.top_k
+        self.num_experts = config.experts
         self.gate = nn.Linear(config.width, config.experts, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -184,7 +184,7 @@ def test_rooms_that_read_logs_never_import_torch() -> None:
         "import effprof.cli.main",
         "from effprof.cli.main import main; main(['--help'])",
         "from effprof.cli.main import main; main(['analyze', '--help'])",
-        "import effprof.callbacks, effprof.reports, effprof.measure, effprof.workload, effprof.hardware",
+        "import effprof.callbacks, effprof.measure, effprof.workload, effprof.hardware, effprof.runlog",
     ],
 )
 def test_the_front_door_is_light(statement: str) -> None:
