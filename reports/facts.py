@@ -77,10 +77,12 @@ def mfu_text(analysis: Analysis) -> str:
     if share.value is None:
         return f"{NOT_MEASURED}: {mfu_reason(analysis)}"
     of = f"of {flops(share.peak_flops_per_s, '/s')}"
+    # the address of the datasheet is in --json
+    source = clean(share.peak_source or "source unknown").split(": http")[0]
     if is_ceiling(share):
-        rest = f"share of measured ceiling, exact, {of} {share.dtype or ''} ({clean(share.peak_source)})"
+        rest = f"share of measured ceiling, exact, {of} {share.dtype or ''} ({source})"
     else:
-        rest = f"exact, {of} dense {share.dtype or ''} ({clean(share.peak_source or 'source unknown')})"
+        rest = f"exact, {of} dense {share.dtype or ''} ({source})"
     return f"{percent(share.value)}{half_width(share.ci95, 100)} · {' '.join(rest.split())}"
 
 

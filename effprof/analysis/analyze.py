@@ -67,7 +67,7 @@ def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None =
                 *efficiency_warnings,
                 *step_warnings,
                 *time_account.warnings,
-                *_recorded_warnings(run),
+                *_recorded_warnings(run, has_peak=peak.flops_per_s is not None),
                 *memory_warnings,
                 *moe_warnings,
             ]
@@ -98,7 +98,7 @@ def _facts(run: Run, time_account: RunAccount, ended: str, reason: str) -> RunFa
     )
 
 
-def _recorded_warnings(run: Run) -> list[Warning]:
+def _recorded_warnings(run: Run, has_peak: bool) -> list[Warning]:
     recorded = [
         Warning(code=str(w.get("code", "warning")), message=str(w.get("message", ""))) for w in run.record.warnings
     ]
@@ -115,7 +115,9 @@ def _recorded_warnings(run: Run) -> list[Warning]:
         for rank in attempt.ranks
         for event in rank.events
     ]
-    return [*recorded, *problems, *events]
+    found = [*recorded, *problems, *events]
+    # a peak that was given to the analysis ends the search for one that the run complained about
+    return [warning for warning in found if not (has_peak and warning.code == "no_peak")]
 
 
 def _distinct(warnings: list[Warning]) -> list[Warning]:

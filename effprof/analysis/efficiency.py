@@ -49,8 +49,8 @@ def find_peak(record: RunRecord, device_type: str, peak_tflops: float | None = N
     value = recorded.get("flops_per_s")
     if not isinstance(value, (int, float)) or not value > 0:
         name = record.hardware.get("name") or "this device"
-        reason = str(record.hardware.get("peak_reason") or f"no peak is known for {name}")
-        return Peak(None, dtype, reason=f"{reason}: pass --peak-tflops, or peak_tflops= to the callback")
+        remedy = "pass --peak-tflops, or peak_tflops= to the callback"
+        return Peak(None, dtype, reason=_recorded(record, "no_peak") or f"no peak is known for {name}: {remedy}")
     source = str(recorded.get("source") or "")
     kind = recorded.get("kind") or ("measured_ceiling" if device_type == "cpu" and "given" not in source else None)
     if kind == "measured_ceiling" and "measured ceiling" not in source:
@@ -118,9 +118,7 @@ def _explain_missing(record: RunRecord, steps: JobSteps, peak: Peak) -> list[War
     if peak.flops_per_s is None:
         warnings.append(Warning(code="no_peak", message=peak.reason))
     if not record.flops.conventions.get("exact"):
-        reason = record.flops.reason or "the model's FLOPs are not in the record"
-        hint = "" if "flops_per_step" in reason else ": pass flops_per_step= or model_config= to the callback"
-        warnings.append(Warning(code="no_flops", message=f"{reason}{hint}"))
+        warnings.append(Warning(code="no_flops", message=_recorded(record, "no_flops") or _no_flops(record)))
     elif len(steps.step) and not np.isfinite(steps.flops["exact"]).all():
         needs = ", ".join(record.flops.conventions["exact"])
         warnings.append(
@@ -134,6 +132,17 @@ def _explain_missing(record: RunRecord, steps: JobSteps, peak: Peak) -> list[War
             Warning(code="no_tokens", message="tokens were not counted: pass tokens_fn= if the batches hold tokens")
         )
     return warnings
+
+
+def _recorded(record: RunRecord, code: str) -> str:
+    """What the run itself said about a figure that it could not find out; empty if nothing."""
+    return next((str(w.get("message", "")) for w in record.warnings if w.get("code") == code), "")
+
+
+def _no_flops(record: RunRecord) -> str:
+    reason = record.flops.reason or "the model's FLOPs are not in the record"
+    hint = "" if "flops_per_step" in reason else ": pass flops_per_step= or model_config= to the callback"
+    return f"{reason}{hint}"
 
 
 def _convention(name: str, steps: JobSteps, peak: Peak, warnings: list[Warning]) -> ConventionFigures:

@@ -6,6 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 from effprof.analysis.model import DeviceGroup, Hardware, TelemetryFigures
+from effprof.errors import EffprofError
+from effprof.hardware.catalog import Accelerator, lookup
 from effprof.runlog.reader import NodeLog, RankLog, Run
 
 
@@ -13,6 +15,8 @@ def describe_hardware(run: Run) -> Hardware:
     """Devices of the last attempt, and a summary of every telemetry reading of each node over all attempts."""
     ranks = run.attempts[-1].ranks
     facts = run.record.hardware
+    row = _catalogue_row(ranks[0].header.device)
+    chips = row.runtime_devices_per_chip if row else 1
     nodes: dict[int, list[NodeLog]] = {}
     for attempt in run.attempts:
         for log in attempt.nodes:
@@ -20,11 +24,28 @@ def describe_hardware(run: Run) -> Hardware:
     return Hardware(
         devices=_devices(ranks),
         hosts=sorted({rank.header.host for rank in ranks}),
-        memory_bandwidth_bytes_per_s=_number(facts.get("memory_bandwidth_bytes_per_s")),
-        interconnect_bytes_per_s=_number(facts.get("interconnect_bytes_per_s")),
+        memory_bandwidth_bytes_per_s=_number(facts.get("memory_bandwidth_bytes_per_s"))
+        or (row.memory_bandwidth_bytes_per_s / chips if row and row.memory_bandwidth_bytes_per_s else None),
+        interconnect_bytes_per_s=_number(facts.get("interconnect_bytes_per_s"))
+        or (row.interconnect_bytes_per_s / chips if row and row.interconnect_bytes_per_s else None),
         peak_parts=dict((facts.get("peak") or {}).get("parts") or {}),
         telemetry=[figures for number, logs in sorted(nodes.items()) for figures in _summarise(number, logs)],
     )
+
+
+def _catalogue_row(device: dict[str, Any]) -> Accelerator | None:
+    """What the catalogue knows of a device; None for one that it does not know for sure."""
+    if device.get("type") == "cpu" or not device.get("name"):
+        return None
+    try:
+        return lookup(
+            str(device["name"]),
+            memory_bytes=device.get("memory_bytes"),
+            compute_units=device.get("compute_units"),
+            vendor=device.get("vendor"),
+        )
+    except EffprofError:
+        return None
 
 
 def _devices(ranks: list[RankLog]) -> list[DeviceGroup]:

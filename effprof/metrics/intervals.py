@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 REPLICATES = 1000
 SEED = 20240229  # fixed: the same log always gives the same interval
 MIN_STEPS = 5  # fewer steps cannot carry an interval
-MAX_DIRECT_ELEMENTS = 2_000_000  # above it a resampled median is read from the distribution function instead
+MAX_DIRECT_ELEMENTS = 200_000  # above it a resampled median is read from the distribution function instead
 
 Interval = tuple[float, float]
 Array = NDArray[np.float64]
