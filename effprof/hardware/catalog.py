@@ -265,6 +265,8 @@ def _memory_misfit(row: Accelerator, reported_bytes: float) -> float | None:
     if row.memory_bytes is None:
         return 0.05
     ratio = reported_bytes / row.memory_bytes
+    if row.vendor == "Apple" and ratio < 1:  # unified memory in many sizes; the row has the largest
+        return 0.05
     if not _LEAST_REPORTED <= ratio <= _MOST_REPORTED:
         return None
     return min(abs(ratio - expected) for expected in _REPORTED_OVER_NOMINAL)

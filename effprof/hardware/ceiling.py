@@ -28,7 +28,8 @@ GEMM_DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp64")
 # Seconds a search may take. Long enough for the clocks of a GPU to settle, short enough for a training's first step.
 CPU_BUDGET_S, DEVICE_BUDGET_S = 1.6, 3.0
 _CPU_COPY_BYTES, _DEVICE_COPY_BYTES = 256 << 20, 1 << 30
-_BLOCK_S = 0.004  # one timed block holds as many products as fill this, so that the timer's noise is small
+# One timed block holds as many products as fill this, so that timer and synchronisation weigh under a percent.
+_CPU_BLOCK_S, _DEVICE_BLOCK_S = 0.004, 0.02
 
 _cache: dict[tuple[str, str, int], Ceiling] = {}
 
@@ -87,7 +88,7 @@ def measure_copy(device: str, *, repeats: int = 5) -> Ceiling:
             copy = torch.empty_like(source)
         except RuntimeError as error:
             raise EffprofError(f"no room for two buffers of {size >> 20} MiB on {device}", str(error)) from error
-        best = _best_seconds(lambda: copy.copy_(source), _synchronizer(target), repeats)
+        best = _best_seconds(lambda: copy.copy_(source), _synchronizer(target), repeats, _block_s(target))
     return Ceiling(
         device=device,
         dtype="fp32",
@@ -119,7 +120,8 @@ def _search_gemm(device: torch.device, dtype: str, repeats: int, budget_s: float
                 if best and best.flops_per_s and flops / best.flops_per_s * (repeats + 1) > left:
                     continue
                 try:
-                    seconds = _best_seconds(_product(device, dtype, shape, layout), synchronize, repeats, deadline)
+                    call = _product(device, dtype, shape, layout)
+                    seconds = _best_seconds(call, synchronize, repeats, _block_s(device), deadline)
                 except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
                     failure = str(error).splitlines()[0] if str(error) else type(error).__name__
                     continue
@@ -158,14 +160,18 @@ def _product(device: torch.device, dtype: str, shape: tuple[int, int, int], layo
 
 
 def _best_seconds(
-    call: Callable[[], Any], synchronize: Callable[[], None], repeats: int, deadline: float = float("inf")
+    call: Callable[[], Any],
+    synchronize: Callable[[], None],
+    repeats: int,
+    block_s: float,
+    deadline: float = float("inf"),
 ) -> float:
     """Seconds of one call: the fastest of `repeats` blocks after a warm-up, fewer (but one) past the deadline."""
     begin = time.perf_counter()
     call()
     synchronize()
     once = time.perf_counter() - begin
-    count = max(1, min(200, int(_BLOCK_S / max(once, 1e-6))))
+    count = max(1, min(200, int(block_s / max(once, 1e-6))))
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -176,6 +182,10 @@ def _best_seconds(
         if time.perf_counter() > deadline:
             break
     return best
+
+
+def _block_s(device: torch.device) -> float:
+    return _CPU_BLOCK_S if device.type == "cpu" else _DEVICE_BLOCK_S
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None]:
@@ -194,7 +204,10 @@ def _quiet(device: torch.device) -> Iterator[None]:
     """No gradients and no autocast of a training that this is called from."""
     import torch
 
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    plain: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    with contextlib.suppress(RuntimeError):  # a backend that has no autocast need not switch it off
+        plain = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(), plain:
         yield
 
 
