@@ -241,6 +241,8 @@ def from_hf_config(config: Mapping[str, Any], *, image_size: int | None = None) 
         )
     values = dict(config)
     if image_size is not None:
+        if image_size <= 0:
+            raise EffprofError(f"--image-size is {image_size}; an image has at least one pixel")
         if "image_size" not in values and "patch_size" not in values:
             raise EffprofError(f"`{family}` takes no images, so it has no image size")
         values["image_size"] = image_size

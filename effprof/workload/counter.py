@@ -55,6 +55,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.uncounted: Counter[str] = Counter()
         self.assumptions: dict[str, None] = {}
         self.differentiates_twice = False
+        self.saw_backward = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -74,9 +75,15 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(name, func, args, kwargs, out)
         return out
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled while this mode is entered, and torch's guard against it costs as much as the counting
+        return False
+
     def add(self, name: str, flops: int, operand: torch.Tensor, *, recompute: bool) -> None:
         """Book `flops` of an operation on matrices like `operand`."""
         self.calls += 1
+        self.saw_backward = self.saw_backward or is_in_backward()
         if recompute:
             self.recomputed += flops
             return
@@ -140,6 +147,11 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor.dtype.is_complex:
             return complex(1.0)
         return 1.0 if tensor.dtype.is_floating_point else 1
+
+
+def is_in_backward() -> bool:
+    """Whether the autograd engine is running on this thread."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 _SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -44,6 +44,7 @@ def copy_as_fake(module: nn.Module, mode: FakeTensorMode, counter: OperationCoun
     _share_large_data(module, memo)
     try:
         with FakeCopyMode(mode):
+            _replace_uncopyable(module, memo, counter)
             for part in module.modules():
                 if hasattr(part, "_orig_mod") and id(part) not in memo:  # torch.compile's wrapper
                     memo[id(part)] = copy.deepcopy(part._orig_mod, memo)
@@ -109,6 +110,29 @@ def _share_large_data(module: nn.Module, memo: dict[int, Any]) -> None:
                 memo[id(value)] = value
             elif isinstance(value, (list, dict, set)) and len(value) > _LARGE_ITEMS:
                 memo[id(value)] = copy.copy(value)
+
+
+def _replace_uncopyable(module: nn.Module, memo: dict[int, Any], counter: OperationCounter) -> None:
+    """Enter a stand-in for every attribute that cannot be copied (locks, files, generators, handles)."""
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if name in _MODULE_STATE or id(value) in memo or _is_simple(value):
+                continue
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:
+                memo[id(value)] = _StandIn(name, None, counter)
+
+
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, (*_PLAIN, torch.Tensor, nn.Module)) or callable(value):
+        return True
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(isinstance(item, _PLAIN) for item in value)
+    return isinstance(value, dict) and all(isinstance(item, _PLAIN) for item in value.values())
 
 
 def _is_dataset(value: Any) -> bool:
@@ -193,6 +217,12 @@ class _StandIn:
 
     def __bool__(self) -> bool:
         return self._original is not None
+
+    def __enter__(self) -> _StandIn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 class _StandInOptimizer:

@@ -200,7 +200,7 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 def _differentiate(outcome: Any, counter: OperationCounter) -> None:
     loss = _loss_of(outcome)
     if loss is None:
-        if not any("backward" in name for name in counter.model) and counter.model:
+        if not counter.saw_backward:
             raise CountFailed("the training step returned no loss to differentiate")
         return  # manual optimization has run its own backward passes
     try:
