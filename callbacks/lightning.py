@@ -61,6 +61,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         routers: names routers that effprof does not know (see `effprof.measure.experts`).
     """
 
+    _is_first_batch: bool
+
     def __init__(
         self,
         run_dir: str | os.PathLike[str] | None = None,
@@ -205,7 +207,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         self._run_dir: str | None = None
         self._last_step = 0
         self._before_evaluation = OTHER
-        self._is_first_batch: bool = True
+        self._is_first_batch = True
         self._is_manual = False
         self._is_zero = False
 

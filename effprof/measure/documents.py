@@ -10,9 +10,6 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Integers: TypeAlias = npt.NDArray[np.int64]
 
-# Below this many documents a Python loop beats numpy's cost per call.
-_FEW = 16
-
 
 def attended_pairs(lengths: Integers, causal: bool, window: int | None = None) -> int:
     """Query-key pairs that attention within documents of `lengths` tokens leaves.
@@ -20,22 +17,16 @@ def attended_pairs(lengths: Integers, causal: bool, window: int | None = None) -
     Causal: query i sees i + 1 keys, L(L+1)/2 a document; bidirectional: L². A window of w keeps the last w keys of a
     causal query (itself included), or the keys at most w // 2 away on either side of a bidirectional one.
     """
-    if len(lengths) < _FEW:
-        return sum(_pairs(length, causal, window) for length in lengths.tolist())
-    if not causal:
-        reach = lengths if window is None else np.minimum(lengths, window // 2 + 1)
-        # every query has itself; a distance d < reach occurs L - d times in each direction
-        return int((lengths + (reach - 1) * (2 * lengths - reach)).sum())
-    reach = lengths if window is None else np.minimum(lengths, window)
-    return int((reach * (reach + 1) // 2 + (lengths - reach) * reach).sum())
-
-
-def _pairs(length: int, causal: bool, window: int | None) -> int:
-    if not causal:
-        reach = length if window is None else min(length, window // 2 + 1)
-        return length + (reach - 1) * (2 * length - reach)
-    reach = length if window is None else min(length, window)
-    return reach * (reach + 1) // 2 + (length - reach) * reach
+    if window is None:
+        squares = int(lengths @ lengths)
+        return (squares + int(lengths.sum())) // 2 if causal else squares
+    if causal:
+        # the first `reach` queries see 1, 2, … keys, the others `reach` each
+        reach = np.minimum(lengths, window)
+        return (int(reach.sum()) - int(reach @ reach)) // 2 + int(lengths @ reach)
+    # a query has itself, and a distance d < reach occurs L - d times in each direction
+    reach = np.minimum(lengths, window // 2 + 1)
+    return int(lengths.sum()) + int((reach - 1) @ (2 * lengths - reach))
 
 
 def row_tokens(mask: Array) -> Integers:
@@ -59,7 +50,7 @@ def lengths_between(breaks: Array, columns: int, real: Array | None = None) -> I
     starts = np.empty(breaks.size + 2, dtype=np.bool_)
     starts[1:-1] = breaks
     starts[::columns] = True
-    at = np.flatnonzero(starts)
+    at = starts.nonzero()[0]
     if real is None:
         return at[1:] - at[:-1]
     tokens: Integers = np.add.reduceat(real.reshape(-1), at[:-1], dtype=np.int64)
@@ -85,8 +76,11 @@ def is_document_padding(numbers: Array) -> Array | None:
 
     None where there is none. A row that starts with document 0 has no trailing zeros of another meaning.
     """
-    if numbers.size and (numbers.min() < 0 or ((numbers[:, -1] == 0) & (numbers[:, 0] != 0)).any()):
-        ends_in_zero = (numbers[:, -1:] == 0) & (numbers[:, :1] != 0)
-        padding: Array = (numbers < 0) | ((numbers == 0) & ends_in_zero)
-        return padding
-    return None
+    lowest = int(numbers.min()) if numbers.size else 1
+    if lowest > 0:
+        return None
+    ends_in_zero = (numbers[:, -1:] == 0) & (numbers[:, :1] != 0)
+    if lowest == 0 and not ends_in_zero.any():
+        return None
+    padding: Array = (numbers < 0) | ((numbers == 0) & ends_in_zero)
+    return padding

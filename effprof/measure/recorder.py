@@ -103,16 +103,16 @@ class Recorder:
         with self._lock:
             self._visit(hold)
 
-    def close(self, last: list[Line]) -> int:
-        """Stop the thread, write everything and `last`, and close the log. Returns how many records were lost."""
+    def close(self, last: Callable[[], list[Line]]) -> None:
+        """Stop the thread, write everything and what `last` gives then, and close the log."""
         self._wake.set()
         self._thread.join(timeout=10)
         with self._lock:
+            closing = last()
             self._visit(hold=False)
-            self._write(last)
+            self._write(closing)
             with contextlib.suppress(OSError):
                 self._writer.close()
-        return self._dropped
 
     @property
     def dropped(self) -> int:

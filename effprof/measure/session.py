@@ -19,7 +19,7 @@ import psutil
 
 from effprof import __version__
 from effprof.hardware.identity import DeviceIdentity
-from effprof.measure.clock import PhaseClock, measure_switch_ns
+from effprof.measure.clock import EFFPROF, UNATTRIBUTED, PhaseClock, measure_switch_ns
 from effprof.measure.placement import Placement
 from effprof.measure.recorder import LateColumns, Recorder
 from effprof.measure.telemetry import Sampler, start_sampler
@@ -150,11 +150,17 @@ class Session:
             return
         self._closed = True
         self.clock.end_steps()
+        self.clock.switch(EFFPROF)
         self.write_record()
         if self._sampler is not None:
             self._sampler.stop()
+        self.recorder.close(lambda: self._last_lines(status, reason))
+
+    def _last_lines(self, status: str, reason: str) -> list[Line]:
+        lines = self._sample()
+        self.clock.switch(UNATTRIBUTED)
         end = End(status=status, monotonic_ns=now(), reason=reason, dropped_records=self.recorder.dropped)
-        self.recorder.close([self._memory(), end])
+        return [*lines, end]
 
     def _add_span(self, phase: int, start_ns: int, end_ns: int) -> None:
         self.recorder.add(Span(name=PHASES[phase], start_ns=start_ns, end_ns=end_ns))

@@ -49,7 +49,7 @@ class Recording:
 
     def read(self) -> RankLog:
         self.clock.end_steps()
-        self.recorder.close([End(status="completed", monotonic_ns=now())])
+        self.recorder.close(lambda: [End(status="completed", monotonic_ns=now())])
         return open_run(str(self.directory)).attempts[0].ranks[0]
 
 
@@ -179,7 +179,7 @@ def test_a_full_disk_disables_the_log_and_says_so_once(tmp_path: Path) -> None:
         recording.recorder.flush()
     assert len(said) == 1
     assert "No space left" in said[0]
-    recording.recorder.close([])
+    recording.recorder.close(list)
     real.close()
 
 
