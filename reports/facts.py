@@ -37,7 +37,8 @@ def headline(analysis: Analysis) -> str:
     precision = run.config.get("precision") or analysis.efficiency.mfu.dtype
     if precision:
         parts.append(clean(precision))
-    parts.append(f"{plural(steps.total, 'step')}, {steps.steady:,} steady")
+    repeated = f", {steps.repeated:,} repeated" if steps.repeated else ""
+    parts.append(f"{plural(steps.total, 'step')}, {steps.steady:,} steady{repeated}")
     return " · ".join(part for part in parts if part)
 
 
@@ -258,7 +259,7 @@ def rank_rows(analysis: Analysis, limit: int) -> list[list[str]]:
 
 
 def spread_texts(analysis: Analysis) -> list[str]:
-    """How far the ranks lie apart, where it is more than noise would be."""
+    """How far the ranks lie apart, in what they differ by more than 2 %."""
     spread = analysis.rank_spread
     if spread is None:
         return []
@@ -269,7 +270,8 @@ def spread_texts(analysis: Analysis) -> list[str]:
         ("forward", spread.forward_s),
         ("backward", spread.backward_s),
     ):
-        if found is not None and found.highest > 0:
+        # ranks that differ by less than 2 % are told apart by chance
+        if found is not None and found.highest > 1.02 * found.lowest:
             texts.append(
                 f"{name}: {duration(found.lowest)} (rank {found.lowest_rank}) to "
                 f"{duration(found.highest)} (rank {found.highest_rank}), median {duration(found.median)}"

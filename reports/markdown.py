@@ -37,7 +37,12 @@ def render(analysis: Analysis) -> str:
         table(
             ["line", "share", "time", ""],
             [
-                (facts.line_label(name), percent(share), duration(seconds), bar(share))
+                (
+                    facts.line_label(name),
+                    percent(share),
+                    duration(seconds),
+                    bar(share) if share >= facts.SMALL_SHARE else "",
+                )
                 for name, seconds, share in facts.account_rows(analysis)
             ],
         ),
@@ -88,5 +93,5 @@ def escape(text: str) -> str:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A pipe table whose cells are shown as they are."""
-    cells = [[escape(cell) for cell in row] for row in rows]
+    cells = [[escape(cell.replace("\n", ", ")) for cell in row] for row in rows]
     return tabulate(cells, headers=[escape(head) for head in headers], tablefmt="pipe", disable_numparse=True)

@@ -40,7 +40,7 @@ def describe(run: ComparedRun) -> str:
 
 def difference_rows(comparison: Comparison) -> list[list[str]]:
     """Setting, then its value in every run."""
-    return [[clean(d.key, 60), *(_setting(value) for value in d.values)] for d in comparison.differences]
+    return [[clean(d.key, 60), *(_setting(d.key, value) for value in d.values)] for d in comparison.differences]
 
 
 def metric_rows(comparison: Comparison) -> list[list[str]]:
@@ -88,12 +88,16 @@ def _cell(metric: Metric, value: float | None, ratio: Ratio, *, is_first: bool) 
     text += f" ×{ratio.value:.3f}"
     if ratio.ci95 is not None:
         text += f" ({ratio.ci95[0]:.3f} … {ratio.ci95[1]:.3f})"
-    return f"{text} {SAME}" if ratio.is_different is False else text
+    return f"{text}\n{SAME}" if ratio.is_different is False else text
 
 
-def _setting(value: Any) -> str:
+def _setting(key: str, value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, (int, float)) and key.endswith("_bytes"):
+        return gibibytes(value)
+    if isinstance(value, (int, float)) and key.endswith("flops_per_s"):
+        return flops(value, "/s")
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, int) and not isinstance(value, bool):

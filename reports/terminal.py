@@ -14,6 +14,7 @@ from effprof.reports import side_by_side as compared
 from effprof.reports.text import WIDTH, bar, clean, duration, percent, plural, wrap
 
 EXTENSION = "txt"
+MIN_COLUMN = 6
 MAX_ROWS = 16  # of a table that grows with the job: layers, ranks
 
 
@@ -72,12 +73,21 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table that fits into WIDTH columns; the cells of its widest columns are broken over lines."""
     cells = [list(headers), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    while sum(widths) + 2 * len(widths) > WIDTH and max(widths) > 8:
-        widths[widths.index(max(widths))] -= 1
-    # wrapped here, because tabulate would read cells such as "1,234" as numbers on the way
-    wrapped = [["\n".join(textwrap.wrap(c, w) or [""]) for c, w in zip(row, widths, strict=True)] for row in cells]
-    text = tabulate(wrapped[1:], headers=wrapped[0], tablefmt="simple", disable_numparse=True)
-    return [f"  {line}".rstrip() for line in text.splitlines()]
+    while True:
+        # wrapped here, because tabulate would read cells such as "1,234" as numbers on the way
+        wrapped = [[_fold(cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+        text = tabulate(wrapped[1:], headers=wrapped[0], tablefmt="simple", disable_numparse=True)
+        lines = [f"  {line}".rstrip() for line in text.splitlines()]
+        excess = max(map(len, lines)) - WIDTH
+        widest = widths.index(max(widths))
+        if excess <= 0 or widths[widest] <= MIN_COLUMN:
+            return lines
+        others = max([*widths[:widest], *widths[widest + 1 :], MIN_COLUMN])
+        widths[widest] = max(MIN_COLUMN, widths[widest] - max(1, min(excess, widths[widest] - others)))
+
+
+def _fold(cell: str, width: int) -> str:
+    return "\n".join(part for line in cell.split("\n") for part in textwrap.wrap(line, width) or [""])
 
 
 def _efficiency(analysis: Analysis) -> list[str]:
@@ -105,9 +115,8 @@ def _account(analysis: Analysis) -> list[str]:
     mean = ", mean over ranks" if len(analysis.ranks) > 1 else ""
     lines = [f"where {duration(account.wall_s)} went ({clock}{mean})"]
     for name, seconds, share in facts.account_rows(analysis):
-        lines.append(
-            f"  {facts.line_label(name):<24}{percent(share):>8}  {duration(seconds):>12}  {bar(share)}".rstrip()
-        )
+        shown = bar(share) if share >= facts.SMALL_SHARE else ""
+        lines.append(f"  {facts.line_label(name):<24}{percent(share):>8}  {duration(seconds):>12}  {shown}".rstrip())
     return lines
 
 

@@ -31,13 +31,15 @@ def duration(seconds: float | None) -> str:
     """A duration as people say it: "1 h 02 min", "3 min 05 s", "0.861 s", "12.3 ms", "81 µs"."""
     if seconds is None:
         return NOT_MEASURED
+    if seconds < 5e-7:
+        return "0 s"  # what is left of it is the rounding of clocks
     if seconds >= 3600:
         minutes = round(seconds / 60)
         return f"{minutes // 60:,} h {minutes % 60:02d} min"
     if seconds >= 60:
         whole = round(seconds)
         return f"{whole // 60} min {whole % 60:02d} s"
-    if seconds >= 1 or seconds == 0:
+    if seconds >= 1:
         return f"{significant(seconds)} s"
     return f"{significant(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{significant(seconds * 1e6)} µs"
 

@@ -81,7 +81,7 @@ def measure_efficiency(
             six_n=conventions["6n"],
         ),
         steps=StepCounts(
-            total=int(useful.sum()),
+            total=len(steps.step),
             steady=int(steps.is_steady.sum()),
             repeated=int(steps.is_repeated.sum()),
             rules=steps.rules,

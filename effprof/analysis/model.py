@@ -75,9 +75,9 @@ class Conventions(msgspec.Struct, kw_only=True):
 class StepCounts(msgspec.Struct, kw_only=True):
     """How many steps there are, and which of them are steady."""
 
-    total: Annotated[int, _says("optimizer steps that every rank finished, repeated ones counted once")]
+    total: Annotated[int, _says("optimizer steps that every rank finished, repeated ones included")]
     steady: Annotated[int, _says("steps the efficiency figures rest on: all but a leading prefix of each attempt")]
-    repeated: Annotated[int, _says("steps made again after a restart")] = 0
+    repeated: Annotated[int, _says("steps that an earlier attempt had already made")] = 0
     rules: Annotated[list[str], _says("per attempt, how the leading prefix was found")] = []
 
 
