@@ -18,7 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from effprof.workload.counter import AttentionShape, OperationCounter, causal_pairs, expect, window_pairs
+from effprof.workload.counter import (
+    AttentionShape,
+    OperationCounter,
+    causal_pairs,
+    expect,
+    is_in_backward,
+    window_pairs,
+)
 
 HF_NAME = "effprof_count"
 # A mask function that is no known pattern is evaluated in blocks of rows, so that it needs little memory.
@@ -40,18 +47,19 @@ class _Attention(torch.autograd.Function):
         shape: AttentionShape,
         recompute: bool,
     ) -> torch.Tensor:
-        ctx.shapes = query.shape, key.shape, value.shape
-        ctx.like = query, key, value
         ctx.counter, ctx.shape = counter, shape
         rows = prod(query.shape[:-2]) * shape.pairs
         counter.add_attention(
             "attention", 2 * rows * (query.shape[-1] + value.shape[-1]), query, shape, recompute=recompute
         )
-        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+        output = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        # what a fused kernel keeps: checkpointing runs the forward again up to the last kept tensor
+        ctx.save_for_backward(query, key, value, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        query, _, value = ctx.like
+        query, key, value, _ = ctx.saved_tensors
         needs_query, needs_key, needs_value = ctx.needs_input_grad[:3]
         rows = prod(query.shape[:-2]) * ctx.shape.pairs
         # dV = PᵀdO; dP = dO Vᵀ leads to dQ = dS K and dK = dSᵀ Q
@@ -60,7 +68,7 @@ class _Attention(torch.autograd.Function):
         ctx.counter.add_attention("attention_backward", flops, query, ctx.shape, recompute=False)
         gradients = [
             tensor.new_empty(tensor.shape) if needed else None
-            for tensor, needed in zip(ctx.like, ctx.needs_input_grad[:3], strict=True)
+            for tensor, needed in zip((query, key, value), ctx.needs_input_grad[:3], strict=True)
         ]
         return (*gradients, None, None, None)
 
@@ -82,7 +90,7 @@ def attend(
 
 
 class AttentionMode(TorchFunctionMode):
-    """Routes every attention that torch offers to `attend`, and keeps watching while the backward pass runs."""
+    """Routes every attention that torch offers to `attend`."""
 
     def __init__(self, counter: OperationCounter) -> None:
         super().__init__()
@@ -96,10 +104,15 @@ class AttentionMode(TorchFunctionMode):
             return self.scaled_dot_product_attention(*args, **kwargs)
         if func is torch.nn.functional.multi_head_attention_forward:
             return self._multi_head_attention(*args, **kwargs)
-        if func is torch.Tensor.backward:
-            return self._backward(*args, **kwargs)
-        if func is torch.autograd.grad:
-            return self._gradient(*args, **kwargs)
+        if func in _GRADIENTS:
+            before, self.counter.differentiates_twice = (
+                self.counter.differentiates_twice,
+                bool(kwargs.get("create_graph")),
+            )
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.counter.differentiates_twice = before
         out = func(*args, **kwargs)
         if func in _FINITE:
             expect(out, True)
@@ -146,41 +159,42 @@ class AttentionMode(TorchFunctionMode):
             weights = query.new_empty((*batch, *lengths) if averages else (*batch, heads, *lengths))
         return output, weights
 
-    def _backward(
-        self,
-        tensor: torch.Tensor,
-        gradient: torch.Tensor | None = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs: Any = None,
-    ) -> None:
-        # checkpointed forwards run inside; they must meet this mode again
-        with self, self._differentiating(create_graph):
-            torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+    def follow_into_recomputation(self, module: torch.nn.Module) -> None:
+        """Enter this mode again in forwards that checkpointing repeats: the autograd engine drops function modes."""
+        entered: list[torch.nn.Module] = []
 
-    def _gradient(self, *args: Any, **kwargs: Any) -> Any:
-        with self._differentiating(bool(kwargs.get("create_graph", False))):
-            return torch.autograd.grad(*args, **kwargs)
+        def enter(part: torch.nn.Module, _: Any) -> None:
+            if is_in_backward() and not torch._C._len_torch_function_stack():
+                self.__enter__()  # type: ignore[no-untyped-call]
+                entered.append(part)
 
-    @contextmanager
-    def _differentiating(self, twice: bool) -> Iterator[None]:
-        before, self.counter.differentiates_twice = self.counter.differentiates_twice, twice
-        try:
-            yield
-        finally:
-            self.counter.differentiates_twice = before
+        def leave(part: torch.nn.Module, *_: Any) -> None:
+            if entered and entered[-1] is part:
+                entered.pop()
+                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+        for part in module.modules():
+            part.register_forward_pre_hook(enter)
+            part.register_forward_hook(leave, always_call=True)
 
 
+_GRADIENTS = {torch.Tensor.backward, torch.autograd.grad}
 _FINITE = {torch.isfinite, torch.Tensor.isfinite}
 
 
 @contextmanager
-def counting_attention(counter: OperationCounter) -> Iterator[None]:
-    """Route attention to `counter` inside: torch's own, and that of transformers' models prepared for it."""
+def counting_attention(counter: OperationCounter, module: torch.nn.Module | None) -> Iterator[None]:
+    """Route attention to `counter` inside: torch's own, and that of transformers' models prepared for it.
+
+    `module` is the copy that is run; its forwards are followed into the backward pass.
+    """
+    mode = AttentionMode(counter)
+    if module is not None:
+        mode.follow_into_recomputation(module)
     with _active_lock:
         _active.append(counter)
     try:
-        with AttentionMode(counter):
+        with mode:
             yield
     finally:
         with _active_lock:

@@ -70,7 +70,7 @@ def count_operations(function: Callable[..., Any], *args: Any) -> OperationCount
     if isinstance(function, nn.Module):
         function = copy_as_fake(function, mode, counter)
         prepare_transformers(function)
-    with _watched(counter, mode):
+    with _watched(counter, mode, function if isinstance(function, nn.Module) else None):
         inputs = fake_batch(args, mode)
         _call(function, *inputs)
     return _result(counter, time.perf_counter() - start)
@@ -100,7 +100,7 @@ def count_training_step(
     with untouched_randomness():
         twin = copy_as_fake(unwrap(module), mode, counter)
         prepare_transformers(twin)
-        with _watched(counter, mode), contextlib.ExitStack() as stack:
+        with _watched(counter, mode, twin), contextlib.ExitStack() as stack:
             inputs = fake_batch(batch, mode)
             if context is not None:
                 stack.enter_context(context())
@@ -127,7 +127,7 @@ def _fake_mode() -> FakeTensorMode:
 
 
 @contextlib.contextmanager
-def _watched(counter: OperationCounter, mode: FakeTensorMode) -> Iterator[None]:
+def _watched(counter: OperationCounter, mode: FakeTensorMode, module: nn.Module | None) -> Iterator[None]:
     with (
         warnings.catch_warnings(),
         _quiet_logging(),
@@ -135,7 +135,7 @@ def _watched(counter: OperationCounter, mode: FakeTensorMode) -> Iterator[None]:
         torch.enable_grad(),
         mode,
         counter,
-        counting_attention(counter),
+        counting_attention(counter, module),
     ):
         warnings.simplefilter("ignore")
         yield
