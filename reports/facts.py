@@ -44,8 +44,10 @@ def headline(analysis: Analysis) -> str:
 
 def framework_name(framework: str) -> str:
     """How people call the framework."""
-    names = {"pytorch-lightning": "Lightning", "lightning": "Lightning", "pytorch": "PyTorch", "fabric": "Fabric"}
-    return names.get(framework, framework)
+    name = framework.lower().replace("-", "_")
+    if name in ("pytorch_lightning", "lightning", "lightning.pytorch"):
+        return "Lightning"
+    return {"pytorch": "PyTorch", "fabric": "Fabric"}.get(name, framework)
 
 
 def devices(analysis: Analysis) -> str:
@@ -72,8 +74,8 @@ def is_ceiling(share: Share) -> bool:
     return share.peak_kind == "measured_ceiling"
 
 
-def mfu_text(analysis: Analysis) -> str:
-    """MFU with interval, convention, peak and source, or why there is none."""
+def mfu_text(analysis: Analysis, is_short: bool = False) -> str:
+    """MFU with interval, convention, peak and source, or why there is none; short leaves out how it was measured."""
     share = analysis.efficiency.mfu
     if share.value is None:
         return f"{NOT_MEASURED}: {mfu_reason(analysis)}"
@@ -81,7 +83,8 @@ def mfu_text(analysis: Analysis) -> str:
     # the address of the datasheet is in --json
     source = clean(share.peak_source or "source unknown").split(": http")[0]
     if is_ceiling(share):
-        rest = f"share of measured ceiling, exact, {of} {share.dtype or ''} ({source})"
+        how = "" if is_short else source.removeprefix("measured ceiling").removeprefix(": ")
+        rest = f"share of measured ceiling, exact, {of} {share.dtype or ''} {f'({how})' if how else ''}"
     else:
         rest = f"exact, {of} dense {share.dtype or ''} ({source})"
     return f"{percent(share.value)}{half_width(share.ci95, 100)} · {' '.join(rest.split())}"
@@ -170,7 +173,7 @@ def memory_text(analysis: Analysis) -> str:
     ]
     used = memory.peak_reserved_bytes or memory.peak_allocated_bytes
     if used is None:
-        return " · ".join(part for part in [f"of the device {NOT_MEASURED}", host, *held] if part)
+        return " · ".join(part for part in [f"device {NOT_MEASURED}", host, *held] if part)
     total = memory.device_total_bytes
     head = f"{gibibytes(used)} of {gibibytes(total)}" if total else gibibytes(used)
     retries = f"{plural(memory.alloc_retries, 'allocator retry')}" if memory.alloc_retries else ""
@@ -283,7 +286,9 @@ def telemetry_rows(analysis: Analysis) -> list[list[str]]:
     """Device, reading with unit, mean or increase, lowest, highest; readings without a value give the reason."""
     rows = []
     for figures in analysis.hardware.telemetry:
-        reading = clean(figures.reading, 40) + (f" [{clean(figures.unit, 12)}]" if figures.unit else "")
+        reading = clean(figures.reading, 40) + (
+            f" [{clean(figures.unit, 12)}]" if figures.unit not in ("", "bytes") else ""
+        )
         if "util" in figures.reading:
             reading += " (residency)"
         device = (
@@ -294,11 +299,17 @@ def telemetry_rows(analysis: Analysis) -> list[list[str]]:
         if figures.samples == 0:
             rows.append([device, reading, f"none: {clean(figures.reason or 'unknown')}".replace("_", " "), "", ""])
         elif figures.kind == "counter":
-            rows.append([device, reading, f"+{significant(figures.increase or 0.0)}", "", ""])
+            rows.append([device, reading, f"+{_amount(figures.increase or 0.0, figures.unit)}", "", ""])
         else:
             values = (figures.mean, figures.lowest, figures.highest)
-            rows.append([device, reading, *("–" if value is None else significant(value) for value in values)])
+            rows.append(
+                [device, reading, *("–" if value is None else _amount(value, figures.unit) for value in values)]
+            )
     return rows
+
+
+def _amount(value: float, unit: str) -> str:
+    return gibibytes(value) if unit == "bytes" else significant(value)
 
 
 def _least(tokens: list[int]) -> float | None:

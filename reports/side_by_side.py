@@ -16,7 +16,7 @@ LABELS = {
     "tokens_per_s_per_device": "tokens/s per device",
     "samples_per_s_per_device": "samples/s per device",
     "model_flops_per_s_per_device": "model FLOP/s per device",
-    "mfu": "MFU (of dense peak)",
+    "mfu": "MFU (of peak)",
     "mfu_wall": "MFU over wall clock",
     "hfu": "HFU",
     "tokens_per_s_per_peak_tflops": "tokens/s per peak TFLOP/s",

@@ -33,7 +33,7 @@ def render(analysis: Analysis) -> str:
 
 def summary(analysis: Analysis) -> str:
     """At most eight lines for the end of a training."""
-    rows = [("run", facts.headline(analysis)), (facts.mfu_label(analysis), facts.mfu_text(analysis))]
+    rows = [("run", facts.headline(analysis)), (facts.mfu_label(analysis), facts.mfu_text(analysis, is_short=True))]
     others = facts.conventions_text(analysis)
     if others:
         rows.append(("", others))

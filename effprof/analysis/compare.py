@@ -142,8 +142,11 @@ def _settings(analysis: Analysis) -> dict[str, Any]:
     settings["hardware.device"] = " + ".join(group.name for group in analysis.hardware.devices)
     settings["hardware.devices"] = run.world_size
     settings["hardware.hosts"] = len(analysis.hardware.hosts)
-    settings["hardware.peak_flops_per_s"] = analysis.efficiency.mfu.peak_flops_per_s
-    settings["hardware.peak_source"] = analysis.efficiency.mfu.peak_source
+    peak = analysis.efficiency.mfu
+    settings["hardware.peak_kind"] = peak.peak_kind
+    if peak.peak_kind != "measured_ceiling":  # what was measured differs each time, and nobody configured it
+        settings["hardware.peak_flops_per_s"] = peak.peak_flops_per_s
+        settings["hardware.peak_source"] = peak.peak_source
     settings["flops.dtype"] = analysis.efficiency.mfu.dtype
     settings["flops.source"] = run.flops.get("source")
     _flatten("parallel", run.parallel, settings)

@@ -54,7 +54,7 @@ def find_peak(record: RunRecord, device_type: str, peak_tflops: float | None = N
     source = str(recorded.get("source") or "")
     kind = recorded.get("kind") or ("measured_ceiling" if device_type == "cpu" and "given" not in source else None)
     if kind == "measured_ceiling" and "measured ceiling" not in source:
-        source = f"measured ceiling ({source})" if source else "measured ceiling"
+        source = f"measured ceiling: {source.removeprefix('measured here: ')}" if source else "measured ceiling"
     return Peak(float(value), dtype, source or None, kind)
 
 

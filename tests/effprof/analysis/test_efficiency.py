@@ -236,7 +236,7 @@ def test_a_cpus_peak_is_called_a_measured_ceiling(tmp_path: Path, hand_made: Any
     run.rank([run.step()] * 40, device={"type": "cpu", "name": "Xeon"})
     share = analyzed(run).efficiency.mfu
     assert share.peak_kind == "measured_ceiling"
-    assert share.peak_source == "measured ceiling (best of five GEMMs)"
+    assert share.peak_source == "measured ceiling: best of five GEMMs"
 
 
 def test_an_elastic_change_of_the_number_of_devices(tmp_path: Path, hand_made: Any) -> None:
