@@ -15,6 +15,7 @@ from effprof.reports.text import WIDTH, bar, clean, duration, percent, plural, w
 
 EXTENSION = "txt"
 MIN_COLUMN = 6
+SUMMARY_LINES = 8
 MAX_ROWS = 16  # of a table that grows with the job: layers, ranks
 
 
@@ -33,20 +34,22 @@ def render(analysis: Analysis) -> str:
 
 def summary(analysis: Analysis) -> str:
     """At most eight lines for the end of a training."""
-    rows = [("run", facts.headline(analysis)), (facts.mfu_label(analysis), facts.mfu_text(analysis, is_short=True))]
-    others = facts.conventions_text(analysis)
-    if others:
-        rows.append(("", others))
-    rows += [("throughput", facts.throughput_text(analysis)), ("memory", facts.memory_text(analysis))]
+    # why there is no MFU names the argument that supplies it: this line may take two
+    lines = [_cut(f"{'run':<12}{facts.headline(analysis)}")]
+    lines += wrap(facts.mfu_text(analysis, is_short=True), facts.mfu_label(analysis))[:2]
     largest = [row for row in facts.account_rows(analysis) if row[0] != facts.ALL_OTHERS][:4]
     where = " · ".join(f"{facts.line_label(name)} {percent(share)}" for name, _, share in largest)
-    rows.append(("time", f"{duration(analysis.account.wall_s)}: {where}"))
-    if analysis.moe is not None:
-        rows.append(("experts", facts.experts_text(analysis)))
     warnings = len(facts.other_warnings(analysis))
-    if warnings and len(rows) < 8:
-        rows.append(("warnings", f"{warnings}, shown by effprof analyze"))
-    return "\n".join(_cut(f"{label:<12}{text}") for label, text in rows)
+    rows = [
+        ("", facts.conventions_text(analysis)),
+        ("throughput", facts.throughput_text(analysis)),
+        ("memory", facts.memory_text(analysis)),
+        ("time", f"{duration(analysis.account.wall_s)}: {where}"),
+        ("experts", facts.experts_text(analysis)),
+        ("warnings", f"{warnings}, shown by effprof analyze" if warnings else ""),
+    ]
+    lines += [_cut(f"{label:<12}{text}") for label, text in rows if text]
+    return "\n".join(lines[:SUMMARY_LINES])
 
 
 def render_comparison(comparison: Comparison) -> str:

@@ -23,7 +23,7 @@ def measure_ranks(run: Run, steps: JobSteps, account: RunAccount) -> tuple[list[
     seconds: dict[str, dict[int, float]] = {name: {} for name in ("step", "input_wait", "forward", "backward")}
     for number, own_account in account.ranks.items():
         place, log = _last_log(run, number)
-        rows = steps.rank_rows[place][number][steps.is_steady[steps.attempt == place]]
+        rows = steps.steady_rows(place, number)
         own = seconds_in(log, STEP_PHASES)[rows]
         rates = column(log, "tokens")[rows] / np.where(own > 0, own, np.nan)
         figures.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,13 @@ class JobSteps:
 
     def first_steady_row(self, place: int, rank: int) -> int:
         """Row of a rank's log at which the steady part of attempt number `place` begins; a huge one if none does."""
-        rows = self.rank_rows[place][rank][self.is_steady[self.attempt == place]]
+        rows = self.steady_rows(place, rank)
         return int(rows[0]) if len(rows) else sys.maxsize
+
+    def steady_rows(self, place: int, rank: int) -> NDArray[np.int64]:
+        """Rows of a rank's log that are steady steps of attempt number `place`; none for a rank without steps."""
+        rows = self.rank_rows[place][rank]
+        return rows[self.is_steady[self.attempt == place]] if len(rows) else rows
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,11 @@ def world_size(attempt: Attempt) -> int:
     return max([len(attempt.ranks), *(rank.header.world_size for rank in attempt.ranks)])
 
 
-def _attempt_steps(run: Run, attempt: Attempt, warnings: list[Warning]) -> _AttemptSteps:
+def _attempt_steps(run: Run, whole: Attempt, warnings: list[Warning]) -> _AttemptSteps:
+    # a rank that was stopped before its first step would leave no step that all have finished
+    attempt = Attempt(whole.index, [rank for rank in whole.ranks if rank.steps] or whole.ranks, whole.nodes)
     numbers = {rank.header.rank: _step_numbers(rank) for rank in attempt.ranks}
-    common = reduce(np.intersect1d, [steps for steps, _ in numbers.values()])
+    common = reduce(partial(np.intersect1d, assume_unique=True), [steps for steps, _ in numbers.values()])
     longest = max(len(steps) for steps, _ in numbers.values())
     if longest > len(common) + 1:
         # one step's difference is how ranks look when the job is stopped in the middle of a step
@@ -151,6 +158,13 @@ def _attempt_steps(run: Run, attempt: Attempt, warnings: list[Warning]) -> _Atte
             )
         )
     rows = {rank: positions[np.searchsorted(steps, common)] for rank, (steps, positions) in numbers.items()}
+    rows.update(
+        {
+            rank.header.rank: np.zeros(0, np.int64)
+            for rank in whole.ranks
+            if not rank.steps and rank.header.rank not in rows
+        }
+    )
     scale = _missing_rank_scale(run, attempt, warnings)
     counts, flops = _sum_over_job(run, attempt, rows, scale, len(common), warnings)
     return _AttemptSteps(
@@ -207,7 +221,7 @@ def _missing_rank_scale(run: Run, attempt: Attempt, warnings: list[Warning]) -> 
         warnings.append(
             Warning(
                 code="missing_ranks",
-                message=f"attempt {attempt.index}: no log of rank {names} of {size}"
+                message=f"attempt {attempt.index}: no steps of rank {names} of {size} are on record"
                 + (scaled if len(groups) < expected else ""),
             )
         )

@@ -229,6 +229,46 @@ def test_a_run_without_steps_is_start_up(tmp_path: Path, hand_made: Any) -> None
     assert found.lines["evaluation"] == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(25))
+def test_whatever_was_recorded_the_lines_sum_to_the_wall_clock(tmp_path: Path, hand_made: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    run = hand_made(tmp_path / "r").record()
+    world_size = int(rng.integers(1, 4))
+    start_s = 0.0
+    for attempt in range(int(rng.integers(1, 4))):
+        for rank in range(world_size):
+            names = ("input_wait", "forward", "backward", "optimizer", "other", "evaluation", "logging", "unattributed")
+            steps = [
+                {name: float(rng.exponential(0.1)) for name in names if rng.random() < 0.8}
+                for _ in range(int(rng.integers(0, 60)))
+            ]
+            if seed % 3 == 0:
+                for step in steps:
+                    step["device_forward"], step["device_gap"] = float(rng.exponential(0.1)), 0.01
+            begins, lasts = rng.uniform(0, 4e9, 3), rng.exponential(1e9, 3)
+            stray = [
+                Span(name=str(name), start_ns=5_000_000_000_000 + int(at), end_ns=5_000_000_000_000 + int(at + long))
+                for name, at, long in zip(rng.choice(["evaluation", "forward", "odd"], 3), begins, lasts, strict=True)
+            ]
+            run.rank(
+                steps,
+                rank=rank,
+                world_size=world_size,
+                attempt=attempt,
+                start_s=start_s + float(rng.uniform(0, 2)),
+                startup_s=float(rng.uniform(0, 3)),
+                first_step=int(rng.integers(1, 30)),
+                skew_s=float(rng.normal(0, 5)),
+                lines=stray,
+                end=None if rng.random() < 0.3 else "completed",
+            )
+        start_s += float(rng.uniform(-5, 30)) if start_s else float(rng.uniform(0, 30))
+        start_s = max(start_s, 0.0)
+    found = accounted(run.path)
+    for own in [found.job, *found.ranks.values()]:
+        assert_complete(own)
+
+
 def test_months_of_uptime_keep_the_sum(tmp_path: Path, hand_made: Any) -> None:
     # 100,000 steps of awkward length: rounding must not pile up
     run = hand_made(tmp_path / "r").record()

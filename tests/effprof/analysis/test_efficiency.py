@@ -186,6 +186,17 @@ def test_a_missing_ranks_log_does_not_halve_the_job(tmp_path: Path, hand_made: A
     assert "rank 0 of 2" in warning.message
 
 
+def test_a_rank_stopped_before_its_first_step_counts_as_missing(tmp_path: Path, hand_made: Any) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step()] * 40, rank=0, world_size=2, data_parallel_size=2, end=None)
+    run.rank([], rank=1, world_size=2, data_parallel_size=2, end=None)
+    analysis = analyzed(run)
+    assert analysis.efficiency.steps.total == 40
+    assert analysis.efficiency.mfu.value == pytest.approx(0.41)
+    assert [rank.steps for rank in analysis.ranks] == [40, 0]
+    assert "missing_ranks" in codes(analysis)
+
+
 def test_ranks_that_do_not_know_whom_they_share_a_batch_with(tmp_path: Path, hand_made: Any) -> None:
     run = hand_made(tmp_path / "r").record(parallel={"data_parallel_size": 2})
     for rank in range(4):
