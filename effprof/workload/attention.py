@@ -83,10 +83,19 @@ def attend(
     is_cross: bool = False,
 ) -> torch.Tensor:
     """Attention output (…, H, T, Dv) of `query` (…, H, T, D) over `pairs` pairs of each sequence and head."""
+    query, key, value = (_autocast(tensor) for tensor in (query, key, value))
     batch = int(query.shape[0]) if query.dim() > 2 else 1
     shape = AttentionShape(batch, int(query.shape[-2]), int(key.shape[-2]), pairs, window, is_cross)
     result: torch.Tensor = _Attention.apply(query, key, value, counter, shape, counter.is_recomputing())  # type: ignore[no-untyped-call]
     return result
+
+
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Autocast runs attention in its lower precision, whatever precision the projections' outputs were turned into."""
+    kind = tensor.device.type
+    if torch.is_autocast_enabled(kind) and tensor.dtype == torch.float32:
+        return tensor.to(torch.get_autocast_dtype(kind))
+    return tensor
 
 
 class AttentionMode(TorchFunctionMode):
