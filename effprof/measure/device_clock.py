@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effprof.measure.clock import BACKWARD, FORWARD, OPTIMIZER
+
+if TYPE_CHECKING:
+    import torch
 
 # Events are recorded on one step in so many: the cost on the host stays under 2 µs a step on average.
 EVERY_N_STEPS = 10
@@ -70,3 +73,26 @@ class DeviceClock:
             ready.append((sequence, spent))
             self._pool.extend(event for _, event in marks)
         return ready
+
+
+def device_of(model: torch.nn.Module | None) -> torch.device:
+    """Where `model` trains; without one, this process's accelerator, else its CPU."""
+    import torch
+
+    if model is not None:
+        parameter = next(iter(model.parameters()), None)
+        if parameter is not None:
+            return parameter.device
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found
+
+
+def make_device_clock(device: torch.device) -> DeviceClock | None:
+    """A clock of `device`; None on a backend whose events don't measure time."""
+    import torch
+
+    try:
+        torch.Event(device, enable_timing=True)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return DeviceClock(lambda: torch.Event(device, enable_timing=True))

@@ -13,7 +13,7 @@ from effprof.errors import EffprofError
 from effprof.measure.clock import EFFPROF, INPUT_WAIT, OPTIMIZER, OTHER, PHASE_NUMBER, PhaseClock
 from effprof.measure.compile_watch import CompileWatch
 from effprof.measure.detection import Detection, detect_workload, state_bytes
-from effprof.measure.device_clock import DeviceClock
+from effprof.measure.device_clock import DeviceClock, device_of, make_device_clock
 from effprof.measure.experts import ExpertLoad
 from effprof.measure.live import Live, live_figures
 from effprof.measure.placement import Placement, placement_from_environment
@@ -99,6 +99,7 @@ class StepProfiler:
         self._steps = 0
         self._given_flops = 0
         self._is_on_device = False
+        self._is_closing = False
         self.clock: PhaseClock | None = None
 
     # What a plain loop uses.
@@ -165,6 +166,7 @@ class StepProfiler:
         if self._session is None:
             return
         session, self._session = self._session, None
+        self._is_closing = True
         atexit.unregister(self._close_at_exit)
         if self._experts is not None:
             self._experts.close()
@@ -218,10 +220,11 @@ class StepProfiler:
             return
         from effprof.hardware.identity import identify
 
-        device = device or _device_of(self._model)
+        self._is_closing = False
+        device = device or device_of(self._model)
         self._is_on_device = device.type != "cpu"
         if self._is_on_device:
-            self._device_clock = _make_device_clock(device)
+            self._device_clock = make_device_clock(device)
         self._tokens = TokenCounter(causal=None, window=None, tokens_fn=self._tokens_fn)
         late = [self._poll_tokens]
         if self._device_clock is not None:
@@ -371,7 +374,9 @@ class StepProfiler:
         self.session.warn("tokens_disabled", f"counting tokens failed and is off ({type(error).__name__}: {error})")
 
     def _poll_tokens(self) -> list[tuple[int, dict[str, int]]]:
-        return self._tokens.poll() if self._tokens is not None and self._is_on_device else []
+        if self._tokens is None or not self._is_on_device:
+            return []
+        return self._tokens.poll(wait=self._is_closing)  # training is over then, waiting holds nobody up
 
     def _each_second(self) -> list[Line]:
         lines: list[Line] = []
@@ -398,24 +403,3 @@ class StepProfiler:
             self.close()
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
-
-
-def _device_of(model: torch.nn.Module | None) -> torch.device:
-    import torch
-
-    if model is not None:
-        parameter = next(iter(model.parameters()), None)
-        if parameter is not None:
-            return parameter.device
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else found
-
-
-def _make_device_clock(device: torch.device) -> DeviceClock | None:
-    import torch
-
-    try:
-        torch.Event(device, enable_timing=True)
-    except (RuntimeError, NotImplementedError):
-        return None
-    return DeviceClock(lambda: torch.Event(device, enable_timing=True))
