@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 # Sizes grow until the time is used up, so a slow path (bf16 without hardware for it) stops at a small one.
 GEMM_SHAPES = (
     (256, 256, 256),
+    (512, 128, 512),
     (512, 512, 512),
+    (2048, 256, 256),
     (1024, 1024, 1024),
     (2048, 1024, 4096),
     (2048, 2048, 2048),
@@ -27,9 +29,13 @@ GEMM_SHAPES = (
 GEMM_DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp64")
 # Seconds a search may take. Long enough for the clocks of a GPU to settle, short enough for a training's first step.
 CPU_BUDGET_S, DEVICE_BUDGET_S = 1.6, 3.0
+# Timings of one shape that differ by more than this were disturbed, by other processes most likely: measure on.
+_QUIET_SPREAD = 0.15
 _CPU_COPY_BYTES, _DEVICE_COPY_BYTES = 256 << 20, 1 << 30
-# One timed block holds as many products as fill this, so that timer and synchronisation weigh under a percent.
-_CPU_BLOCK_S, _DEVICE_BLOCK_S = 0.004, 0.02
+# On a device a timed block holds as many products as fill this, so that launch and synchronisation weigh under a
+# percent. On a CPU every product is timed alone, and for at least this long: with threads that wait for each other
+# the mean of several would carry every interruption by another process.
+_CPU_TIMED_S, _DEVICE_BLOCK_S = 0.01, 0.02
 
 _cache: dict[tuple[str, str, int], Ceiling] = {}
 
@@ -38,7 +44,7 @@ _cache: dict[tuple[str, str, int], Ceiling] = {}
 class Ceiling:
     """The best rate found, with what it was found on. One of `flops_per_s` and `bytes_per_s` is set.
 
-    A copy's bytes count both the read and the write. `repeats` timed blocks per shape, the fastest one counts.
+    A copy's bytes count both the read and the write. At least `repeats` timings per shape, the fastest one counts.
     """
 
     device: str
@@ -60,7 +66,7 @@ def measure_gemm(device: str, dtype: str, *, repeats: int = 5, budget_s: float |
     Args:
         device: torch's name, "cpu" or "cuda:0".
         dtype: "fp32", "tf32", "bf16", "fp16", "fp64" or "fp8".
-        repeats: timed blocks per shape.
+        repeats: timings per shape, at least.
         budget_s: seconds the search may take; 1.6 on a CPU, 3 elsewhere.
 
     Raises:
@@ -88,7 +94,7 @@ def measure_copy(device: str, *, repeats: int = 5) -> Ceiling:
             copy = torch.empty_like(source)
         except RuntimeError as error:
             raise EffprofError(f"no room for two buffers of {size >> 20} MiB on {device}", str(error)) from error
-        best = _best_seconds(lambda: copy.copy_(source), _synchronizer(target), repeats, _block_s(target))
+        best, _ = _best_seconds(target, lambda: copy.copy_(source), _synchronizer(target), repeats)
     return Ceiling(
         device=device,
         dtype="fp32",
@@ -105,32 +111,57 @@ def _search_gemm(device: torch.device, dtype: str, repeats: int, budget_s: float
     import torch
 
     begin = time.perf_counter()
-    budget = budget_s or (CPU_BUDGET_S if device.type == "cpu" else DEVICE_BUDGET_S)
-    deadline = begin + budget
-    best: Ceiling | None = None
-    failure = ""
+    deadline = begin + (budget_s or (CPU_BUDGET_S if device.type == "cpu" else DEVICE_BUDGET_S))
+    found = _Best()
     with _quiet(device), _tf32(device, dtype == "tf32"):
-        synchronize = _synchronizer(device)
-        for shape in GEMM_SHAPES:
-            m, n, k = shape
-            flops = 2.0 * m * n * k
-            for layout in ("nt", "nn"):
-                left = deadline - time.perf_counter()
-                # a product runs once to warm up, then once per repeat
-                if best and best.flops_per_s and flops / best.flops_per_s * (repeats + 1) > left:
-                    continue
-                try:
-                    call = _product(device, dtype, shape, layout)
-                    seconds = _best_seconds(call, synchronize, repeats, _block_s(device), deadline)
-                except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-                    failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    continue
-                if best is None or flops / seconds > (best.flops_per_s or 0.0):
-                    threads = torch.get_num_threads()
-                    best = Ceiling(str(device), dtype, shape, layout, threads, repeats, 0.0, flops / seconds)
-    if best is None:
-        raise EffprofError(f"{device} cannot multiply {dtype} matrices here", failure)
-    return Ceiling(**{**vars(best), "seconds": time.perf_counter() - begin})
+        # a disturbed search goes over the shapes again for as long as there is time: a rate that was too low once
+        # would show a later, undisturbed training above its ceiling
+        while not found.rate or (found.disturbed and time.perf_counter() < deadline):
+            found.disturbed = False
+            _search_once(device, dtype, repeats, deadline, found)
+            if not found.rate:
+                raise EffprofError(f"{device} cannot multiply {dtype} matrices here", found.failure)
+    return Ceiling(
+        device=str(device),
+        dtype=dtype,
+        shape=found.shape,
+        layout=found.layout,
+        threads=torch.get_num_threads(),
+        repeats=repeats,
+        seconds=time.perf_counter() - begin,
+        flops_per_s=found.rate,
+    )
+
+
+@dataclass
+class _Best:
+    """The best product so far."""
+
+    rate: float = 0.0
+    shape: tuple[int, int, int] = (0, 0, 0)
+    layout: str = ""
+    failure: str = ""
+    disturbed: bool = False
+
+
+def _search_once(device: torch.device, dtype: str, repeats: int, deadline: float, found: _Best) -> None:
+    """Measure every shape and layout that fits into the time left."""
+    synchronize = _synchronizer(device)
+    for shape in GEMM_SHAPES:
+        flops = 2.0 * shape[0] * shape[1] * shape[2]
+        for layout in ("nt", "nn"):
+            # a product runs once to warm up, then once per repeat
+            if found.rate and flops / found.rate * (repeats + 1) > deadline - time.perf_counter():
+                continue
+            try:
+                call = _product(device, dtype, shape, layout)
+                seconds, spread = _best_seconds(device, call, synchronize, repeats, deadline)
+            except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                found.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+                continue
+            found.disturbed |= spread > _QUIET_SPREAD
+            if flops / seconds > found.rate:
+                found.rate, found.shape, found.layout = flops / seconds, shape, layout
 
 
 def _product(device: torch.device, dtype: str, shape: tuple[int, int, int], layout: str) -> Callable[[], Any]:
@@ -160,32 +191,35 @@ def _product(device: torch.device, dtype: str, shape: tuple[int, int, int], layo
 
 
 def _best_seconds(
+    device: torch.device,
     call: Callable[[], Any],
     synchronize: Callable[[], None],
     repeats: int,
-    block_s: float,
     deadline: float = float("inf"),
-) -> float:
-    """Seconds of one call: the fastest of `repeats` blocks after a warm-up, fewer (but one) past the deadline."""
+) -> tuple[float, float]:
+    """Seconds of one call and the spread of its timings, (median - fastest) / fastest.
+
+    The fastest of at least `repeats` timings after a warm-up counts; past the deadline there are fewer, but one.
+    """
     begin = time.perf_counter()
     call()
     synchronize()
     once = time.perf_counter() - begin
-    count = max(1, min(200, int(block_s / max(once, 1e-6))))
-    best = float("inf")
-    for _ in range(repeats):
+    on_cpu = device.type == "cpu"
+    count = 1 if on_cpu else max(1, min(200, int(_DEVICE_BLOCK_S / max(once, 1e-6))))
+    until = time.perf_counter() + (_CPU_TIMED_S if on_cpu else 0.0)
+    timings: list[float] = []
+    while len(timings) < repeats or time.perf_counter() < until:
         begin = time.perf_counter()
         for _ in range(count):
             call()
         synchronize()
-        best = min(best, (time.perf_counter() - begin) / count)
-        if time.perf_counter() > deadline:
+        end = time.perf_counter()
+        timings.append((end - begin) / count)
+        if end > deadline:
             break
-    return best
-
-
-def _block_s(device: torch.device) -> float:
-    return _CPU_BLOCK_S if device.type == "cpu" else _DEVICE_BLOCK_S
+    timings.sort()
+    return timings[0], timings[len(timings) // 2] / timings[0] - 1
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None]:
