@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from effprof.analysis.model import Analysis, Share, Warning
 from effprof.reports.text import (
     NOT_MEASURED,
@@ -31,9 +33,10 @@ def headline(analysis: Analysis) -> str:
         clean(f"{framework_name(run.framework)} {run.framework_version}"),
         devices(analysis),
     ]
-    strategy = run.parallel.get("strategy")
+    strategy = run.parallel.get("strategy") or run.config.get("strategy")
     if strategy and run.world_size > 1:
-        parts.append(clean(f"{strategy} {run.parallel.get('data_parallel_size') or run.world_size}"))
+        name = str(strategy).removesuffix("Strategy")
+        parts.append(clean(f"{name} {run.parallel.get('data_parallel_size') or run.world_size}"))
     precision = run.config.get("precision") or analysis.efficiency.mfu.dtype
     if precision:
         parts.append(clean(precision))
@@ -126,10 +129,18 @@ def model_flops_text(analysis: Analysis) -> str:
     achieved = analysis.efficiency.model_flops_per_s_per_device
     if achieved.median is not None:
         parts.append(f"{flops(achieved.median, '/s')} per device")
-    source = analysis.run.flops.get("source")
-    if source:
-        parts.append(f"counted by {clean(source).replace('_', ' ')}")
+    parts.append(_provenance(analysis.run.flops))
     return " · ".join(parts)
+
+
+def _provenance(record: dict[str, Any]) -> str:
+    """Where the FLOPs come from."""
+    source, difference = record.get("source"), (record.get("counts") or {}).get("difference")
+    if source == "given" or not source:
+        return "as given" if source else "source unknown"
+    if isinstance(difference, (int, float)):
+        return f"two counts, {percent(abs(difference), 2)} apart"
+    return f"by {clean(source).replace('_', ' ')} alone"
 
 
 def throughput_text(analysis: Analysis) -> str:

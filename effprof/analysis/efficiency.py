@@ -26,6 +26,7 @@ from effprof.runlog.schema import RunRecord
 from effprof.workload.model import CONVENTIONS
 
 Array = NDArray[np.float64]
+COUNTS_AGREE = 0.001  # two counts of the FLOPs that differ by more are told, with the reason
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,36 @@ def _explain_missing(record: RunRecord, steps: JobSteps, peak: Peak) -> list[War
                 message=f"FLOPs follow from {needs}, which were not counted: pass tokens_fn= to the callback",
             )
         )
+    warnings += _doubt_flops(record)
     if len(steps.step) and not np.isfinite(steps.counts["tokens"]).any():
         warnings.append(
             Warning(code="no_tokens", message="tokens were not counted: pass tokens_fn= if the batches hold tokens")
         )
     return warnings
+
+
+def _doubt_flops(record: RunRecord) -> list[Warning]:
+    """What the count of FLOPs leaves open: two counts that differ, work that was not counted, assumptions."""
+    flops = record.flops
+    if flops.source in (None, "given"):
+        return []
+    found = []
+    difference = flops.counts.get("difference")
+    if isinstance(difference, (int, float)) and abs(difference) > COUNTS_AGREE:
+        both = " and ".join(
+            f"{name.replace('_', ' ')} {flops.counts.get(name):.4g}" for name in ("closed_form", "operation_count")
+        )
+        message = f"the two counts of FLOPs differ by {100 * abs(difference):.2f} % ({both}): {flops.reason}"
+        found.append(Warning(code="flops_disagree", message=message))
+    if flops.uncounted or (flops.coverage is not None and flops.coverage < 1):
+        share = "" if flops.coverage is None else f" (coverage {100 * flops.coverage:.1f} %)"
+        names = ", ".join(flops.uncounted) or "some operations"
+        # the closed form holds them all the same, so that only the check of it is weaker
+        used = "; the closed form is used" if flops.source == "closed_form" else ""
+        message = f"the count of operations leaves out {names}{share}{used}"
+        found.append(Warning(code="flops_uncounted", message=message))
+    found += [Warning(code="flops_assumption", message=f"FLOPs assume: {text}") for text in flops.assumptions]
+    return found
 
 
 def _recorded(record: RunRecord, code: str) -> str:

@@ -12,7 +12,7 @@ from effprof.errors import EffprofError
 def command(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN_DIR...", help="Run directories, or a directory of runs (its newest is taken)."),
+        typer.Argument(metavar="RUN_DIR", help="Run directories, or a directory of runs (its newest is taken)."),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document per run and line (effprof.analysis/1).")

@@ -10,7 +10,7 @@ from effprof.errors import EffprofError
 
 
 def command(
-    runs: Annotated[list[str], typer.Argument(metavar="A B...", help="Two or more runs; ratios are to the first.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Two or more runs; ratios are to the first.")],
     as_json: Annotated[bool, typer.Option("--json", help="A JSON document (effprof.compare/1).")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Markdown, for issues and wikis.")] = False,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,

@@ -147,6 +147,29 @@ def test_no_flops_names_the_reason(tmp_path: Path, hand_made: Any) -> None:
     assert "flops_per_step=" in warning.message
 
 
+def test_doubts_about_the_flops_are_told(tmp_path: Path, hand_made: Any) -> None:
+    flops = FlopsRecord(
+        conventions={"exact": {"tokens": 1e6}},
+        source="operation_count",
+        reason="the module has layers that the config does not name",
+        counts={"closed_form": 1.0e9, "operation_count": 1.1e9, "difference": 0.1},
+        coverage=0.97,
+        uncounted=["mylib::scan"],
+        assumptions=["a data-dependent length was taken as 1"],
+    )
+    run = hand_made(tmp_path / "r").record(flops=flops)
+    run.rank([run.step()] * 40)
+    told = {warning.code: warning.message for warning in analyzed(run).warnings}
+    assert "10.00 %" in told["flops_disagree"]
+    assert "layers that the config does not name" in told["flops_disagree"]
+    assert "mylib::scan" in told["flops_uncounted"]
+    assert "97.0 %" in told["flops_uncounted"]
+    assert "taken as 1" in told["flops_assumption"]
+    flops.counts["difference"], flops.coverage, flops.uncounted, flops.assumptions = 0.0004, 1.0, [], []
+    run.record(flops=flops)
+    assert not [code for code in codes(analyzed(run)) if code.startswith("flops_")]
+
+
 def test_no_token_counts_still_gives_samples(tmp_path: Path, hand_made: Any) -> None:
     run = hand_made(tmp_path / "r").record()
     run.rank([{"forward": 0.05, "samples": 8.0}] * 40)
