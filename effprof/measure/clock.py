@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Callable
 from time import perf_counter_ns as now
 
+import numpy as np
+
 from effprof.runlog.schema import COUNTERS, PHASES
 
 (
@@ -37,6 +39,8 @@ PHASE_COLUMNS = {f"{name}_ns": _PHASE_0 + number for number, name in enumerate(P
 COUNTER_COLUMNS = {name: _COUNTER_0 + number for number, name in enumerate(COUNTERS)}
 COUNTER_BIT = {name: 1 << number for number, name in enumerate(COUNTERS)}
 _COUNTER_SLOT = {name: number for number, name in enumerate(COUNTERS)}
+_FLOPS_SLOT, _FLOPS_BIT = COUNTER_COLUMNS["flops"], COUNTER_BIT["flops"]
+_EMPTY_ROW = array("q", bytes(8 * ROW))
 
 
 class PhaseClock:
@@ -57,19 +61,17 @@ class PhaseClock:
         self.in_steps = False
         self.switch: Callable[[int], None] = self._switch_outside
         self.on_device_switch: Callable[[int], None] | None = None
-        # since the last `take_sums`, for the live figures; floats, as a step's FLOPs soon overflow 64 bits
-        self._sums = array("d", bytes(8 * len(COUNTERS)))
-        self._sums_known = -1
-        self._sum_step_ns = 0
         self._on_span = on_span
         self._last = started_ns
-        self._spent = array("q", bytes(8 * len(PHASES)))
-        self._counts = array("q", bytes(8 * len(COUNTERS)))
+        # the step that runs is added up in its own row of the ring, so that its end copies nothing
+        self._phases = _PHASE_0
+        self._counters = _COUNTER_0
         self._known = -1
         self._counted = 0
         self._given_flops = 0
         self._micro_batches = 0
         self._switches = 0
+        self._taken = 0
 
     @property
     def step_sequence(self) -> int:
@@ -86,7 +88,7 @@ class PhaseClock:
 
     def _switch(self, phase: int) -> None:
         time = now()
-        self._spent[self.phase] += time - self._last
+        self.ring[self._phases + self.phase] += time - self._last
         self._last = time
         self.phase = phase
         self._switches += 1
@@ -103,9 +105,9 @@ class PhaseClock:
     def add_counts(self, counts: dict[str, int]) -> None:
         """Add one micro-batch's counters to the step; one that is missing here is missing for the whole step."""
         known = 0
-        totals = self._counts
+        ring, base = self.ring, self._counters
         for name, value in counts.items():
-            totals[_COUNTER_SLOT[name]] += value
+            ring[base + _COUNTER_SLOT[name]] += value
             known |= COUNTER_BIT[name]
         self._known &= known
         self._counted += 1
@@ -116,54 +118,52 @@ class PhaseClock:
 
     def has_spent(self, phase: int) -> bool:
         """Whether any time of the step that is being measured went to `phase`."""
-        return self._spent[phase] > 0
+        return self.ring[self._phases + phase] > 0
 
     def end_micro_batch(self) -> None:
         """One more micro-batch of this step has been run."""
         self._micro_batches += 1
 
     def end_step(self, step: int) -> None:
-        """Close the step: its row goes to the ring and the next step begins.
+        """Close the step: its row of the ring is complete and the next step begins.
 
         Args:
             step: the framework's count of optimizer steps after this one.
         """
         self.switch(OTHER)
-        base = (self.head % CAPACITY) * ROW
-        ring, spent = self.ring, self._spent
+        ring, head = self.ring, self.head
+        base = self._phases - _PHASE_0
         # a micro-batch that was not counted makes the step's counters unknown, not smaller
         known = self._known if self._counted and self._counted == self._micro_batches else 0
         if self._given_flops:
-            self._counts[_COUNTER_SLOT["flops"]] = self._given_flops
-            known |= COUNTER_BIT["flops"]
-        ring[base : base + _PHASE_0] = array(
-            "q", (step, self._last, self._micro_batches, self._switches, known, self.head)
-        )
-        ring[base + _PHASE_0 : base + _COUNTER_0] = spent
-        ring[base + _COUNTER_0 : base + ROW] = self._counts
-        for slot, value in enumerate(self._counts):
-            self._sums[slot] += value
-        self._sums_known &= known
-        self._sum_step_ns += sum(spent[: OTHER + 1])
-        self.head += 1
-        self._spent = array("q", bytes(8 * len(PHASES)))
-        self._counts = array("q", bytes(8 * len(COUNTERS)))
+            ring[base + _FLOPS_SLOT] = self._given_flops
+            known |= _FLOPS_BIT
+        ring[base + STEP] = step
+        ring[base + END] = self._last
+        ring[base + MICRO_BATCHES] = self._micro_batches
+        ring[base + SWITCHES] = self._switches
+        ring[base + KNOWN] = known
+        ring[base + SEQUENCE] = head
+        base = ((head + 1) % CAPACITY) * ROW
+        ring[base : base + ROW] = _EMPTY_ROW
+        self._phases = base + _PHASE_0
+        self._counters = base + _COUNTER_0
         self._known = -1
-        self._counted = 0
-        self._given_flops = 0
-        self._micro_batches = 0
-        self._switches = 0
+        self._counted = self._given_flops = self._micro_batches = self._switches = 0
+        self.head = head + 1  # last: from here on the writer may read the row
 
     def take_sums(self) -> tuple[dict[str, float], int]:
         """Counters that every step since the last call knew, summed, and those steps' time in nanoseconds."""
-        counts = {
-            name: self._sums[slot] for name, slot in _COUNTER_SLOT.items() if self._sums_known & COUNTER_BIT[name]
-        }
-        step_ns = self._sum_step_ns
-        self._sums = array("d", bytes(8 * len(COUNTERS)))
-        self._sums_known = -1
-        self._sum_step_ns = 0
-        return counts, step_ns
+        first = max(self._taken, self.head - CAPACITY + 1)
+        self._taken = self.head
+        if first == self.head:
+            return {}, 0
+        rows = np.frombuffer(self.ring, dtype=np.int64).reshape(CAPACITY, ROW)[np.arange(first, self.head) % CAPACITY]
+        known = int(np.bitwise_and.reduce(rows[:, KNOWN]))
+        # floats, as the FLOPs of many steps overflow 64 bits
+        sums = rows[:, _COUNTER_0:].sum(axis=0, dtype=np.float64).tolist()
+        counts = {name: sums[slot] for name, slot in _COUNTER_SLOT.items() if known & COUNTER_BIT[name]}
+        return counts, int(rows[:, _PHASE_0 : _PHASE_0 + OTHER + 1].sum())
 
     def end_steps(self) -> None:
         """No more steps: what has passed since the last one becomes spans, laid end to end."""
@@ -173,12 +173,12 @@ class PhaseClock:
         self._switch(OTHER)
         self.in_steps = False
         self.switch = self._switch_outside
-        start = self._last - sum(self._spent)
-        for phase, spent in enumerate(self._spent):
+        unfinished = self.ring[self._phases : self._phases + len(PHASES)]
+        start = self._last - sum(unfinished)
+        for phase, spent in enumerate(unfinished):
             if spent:
                 self._on_span(phase, start, start + spent)
                 start += spent
-        self._spent = array("q", bytes(8 * len(PHASES)))
 
 
 def measure_switch_ns(repeats: int = 2000) -> float:
