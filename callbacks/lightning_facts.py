@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from effprof.hardware.ceiling import fp32_products_run_in
 from effprof.measure.placement import Placement
 
 
@@ -40,7 +41,7 @@ def configuration(trainer: Any, pl_module: Any) -> dict[str, Any]:
         "accelerator": type(trainer.accelerator).__name__,
         "gradient_clip_val": trainer.gradient_clip_val,
         "optimizers": [type(optimizer).__name__ for optimizer in trainer.optimizers],
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "fp32_products_run_in": fp32_products_run_in(trainer.strategy.root_device.type),
         "threads": torch.get_num_threads(),
         "is_compiled": any(type(module).__name__ == "OptimizedModule" for module in pl_module.modules())
         or getattr(pl_module, "_compiler_ctx", None) is not None,

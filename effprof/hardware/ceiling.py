@@ -253,9 +253,26 @@ def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    matmul = torch.backends.cuda.matmul
+    # since torch 2.9 there is a setting per backend, and asking by the old name fails once the new one was used
+    name, on, off = (
+        ("fp32_precision", "tf32", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True, False)
+    )
+    before = getattr(matmul, name)
+    setattr(matmul, name, on if allowed else off)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(matmul, name, before)
+
+
+def fp32_products_run_in(device_type: str) -> str:
+    """ "tf32" where this process lets fp32 matrix products on `device_type` use it, else "fp32"."""
+    import torch
+
+    if device_type != "cuda":
+        return "fp32"
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        return "tf32" if matmul.fp32_precision == "tf32" else "fp32"
+    return "tf32" if matmul.allow_tf32 else "fp32"

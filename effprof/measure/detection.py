@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from effprof.hardware.ceiling import fp32_products_run_in
 from effprof.hardware.identity import DeviceIdentity
 from effprof.hardware.peak import resolve_peak
 from effprof.measure.tokens import TokenCounter
@@ -128,7 +129,7 @@ def _detect_flops(
 
 
 def _resolve_peak(found: Detection, device: DeviceIdentity, peak_tflops: float | None) -> None:
-    by_dtype = found.flops.by_dtype or _dtype_of(found)
+    by_dtype = found.flops.by_dtype or {_dtype_of(found, device): 1.0}
     peak = resolve_peak(device, by_dtype, peak_tflops=peak_tflops)
     if isinstance(peak, str):
         found.warnings.append({"code": "no_peak", "message": peak})
@@ -142,8 +143,10 @@ def _resolve_peak(found: Detection, device: DeviceIdentity, peak_tflops: float |
     }
 
 
-def _dtype_of(found: Detection) -> dict[str, float]:
-    return {found.model.get("dtype", "fp32"): 1.0}
+def _dtype_of(found: Detection, device: DeviceIdentity) -> str:
+    """The parameters' dtype, where no operation was seen that would tell better."""
+    dtype = str(found.model.get("dtype", "fp32"))
+    return fp32_products_run_in(device.type) if dtype == "fp32" else dtype
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, Any]:

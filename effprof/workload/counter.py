@@ -172,7 +172,9 @@ def _runs_tf32(is_convolution: bool) -> bool:
         return False
     if is_convolution:
         return bool(torch.backends.cudnn.allow_tf32)
-    return torch.get_float32_matmul_precision() != "highest"
+    matmul = torch.backends.cuda.matmul
+    # since torch 2.9 there is a setting per backend, and asking by the old name fails once the new one was used
+    return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
 
 
 _ANSWER = "_effprof_answer"

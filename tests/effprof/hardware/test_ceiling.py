@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -68,6 +70,22 @@ def test_measuring_leaves_random_state_gradients_and_autocast_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_either_way_of_allowing_tf32_is_understood_and_put_back() -> None:
+    # in processes of their own: once the newer setting was used, torch refuses the older question for good
+    script = """
+import torch
+from effprof.hardware import ceiling
+{allow}
+assert ceiling.fp32_products_run_in("cuda") == "tf32"
+assert ceiling.fp32_products_run_in("cpu") == "fp32"
+with ceiling._tf32(torch.device("cuda"), False):
+    assert ceiling.fp32_products_run_in("cuda") == "fp32"
+assert ceiling.fp32_products_run_in("cuda") == "tf32"
+"""
+    for allow in ("torch.set_float32_matmul_precision('high')", "torch.backends.cuda.matmul.fp32_precision = 'tf32'"):
+        subprocess.run([sys.executable, "-c", script.format(allow=allow)], check=True, timeout=120)
 
 
 def test_copy_counts_read_and_write(monkeypatch: pytest.MonkeyPatch) -> None:
