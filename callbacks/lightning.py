@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from effprof.callbacks.lightning_actions import ActionListener
+from effprof.callbacks.lightning_actions import ActionListener, watch_loggers
 from effprof.callbacks.lightning_facts import configuration, framework_of, placement_of
 from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, LOGGING, OPTIMIZER, OTHER, PhaseClock
 from effprof.measure.live import Live
@@ -119,8 +119,11 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             return
         try:
             self._last_step = trainer.global_step
-            self._profiler.session.record.config.update(configuration(trainer, pl_module))
+            record = self._profiler.session.record
+            record.config.update(configuration(trainer, pl_module))
+            record.parallel["strategy"] = type(trainer.strategy).__name__
             self._show_in_progress_bar(trainer)
+            self._undo += watch_loggers(trainer, self._clock)
             if not pl_module.automatic_optimization:
                 self._watch_manual_optimizers(trainer)
             self._clock.begin_steps()
@@ -148,7 +151,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
                 )
             else:
                 profiler.count_batch(batch)
-            clock.switch(FORWARD)
+            if self._listener is None or not self._listener.has_seen_batch:
+                clock.switch(FORWARD)
         except Exception as error:
             self._disable("measuring", error)
 

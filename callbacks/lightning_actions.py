@@ -1,16 +1,19 @@
 """What a Lightning Trainer's profiler actions tell that no hook does: the fetch, the transfer, the checkpoint.
 
-Lightning has no hook between fetching a batch and moving it to the device, nor around saving a checkpoint, but names
-both to its `Trainer.profiler`. This listens to the names on the trainer's own profiler object and passes them on.
+Lightning has no hook between fetching a batch and moving it to the device, between the callbacks' hooks and the
+training step, nor around saving a checkpoint, but names all of them to its `Trainer.profiler`. This listens to the
+names on the trainer's own profiler object and passes them on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from effprof.measure.clock import CHECKPOINT, HOST_TO_DEVICE, INPUT_WAIT, OTHER, PhaseClock
+from effprof.measure.clock import CHECKPOINT, FORWARD, HOST_TO_DEVICE, INPUT_WAIT, LOGGING, OTHER, PhaseClock
 
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+BATCH = "run_training_batch"
 SAVE = "save_checkpoint"
 
 
@@ -25,8 +28,10 @@ class ActionListener:
     def __init__(self, trainer: Any, clock: PhaseClock) -> None:
         self._profiler = trainer.profiler
         self._clock: PhaseClock | None = clock
+        self.has_seen_batch = False  # whether this version of Lightning says where the training step begins
         phases = {
             FETCH: INPUT_WAIT,
+            BATCH: FORWARD,
             f"[Strategy]{type(trainer.strategy).__name__}.batch_to_device": HOST_TO_DEVICE,
             SAVE: CHECKPOINT,
         }
@@ -70,6 +75,9 @@ class ActionListener:
         if phase == CHECKPOINT:
             outer.append(clock.phase)
             clock.switch(CHECKPOINT)
+        elif phase == FORWARD:
+            self.has_seen_batch = True
+            clock.switch(FORWARD)
         elif clock.phase in (OTHER, INPUT_WAIT):  # a fetch or transfer for an evaluation belongs to the evaluation
             clock.switch(phase)
 
@@ -80,5 +88,29 @@ class ActionListener:
         if phase == CHECKPOINT:
             if outer:
                 clock.switch(outer.pop())
-        elif clock.phase == phase:
-            clock.switch(OTHER)
+        elif phase == FORWARD or clock.phase == phase:
+            clock.switch(OTHER)  # what other callbacks do between the batch and effprof's own hook
+
+
+def watch_loggers(trainer: Any, clock: PhaseClock) -> list[Callable[[], None]]:
+    """Book time in the Trainer's loggers to `logging`; returns what takes that back."""
+    undo = []
+    for logger in trainer.loggers:
+        for name in ("log_metrics", "save"):
+            method = getattr(logger, name, None)
+            if callable(method) and name not in vars(logger):
+                setattr(logger, name, _in_phase(method, LOGGING, clock))
+                undo.append(lambda logger=logger, name=name: vars(logger).pop(name, None))
+    return undo
+
+
+def _in_phase(method: Callable[..., Any], phase: int, clock: PhaseClock) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        outer = clock.phase
+        clock.switch(phase)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            clock.switch(outer)
+
+    return call

@@ -33,6 +33,7 @@ class DeviceClock:
     """
 
     def __init__(self, new_event: Callable[[], Any], every_n_steps: int = EVERY_N_STEPS) -> None:
+        self.failure = ""  # why device time is not taken any more
         self._new_event = new_event
         self._every = every_n_steps
         self._pool: list[Any] = []
@@ -41,7 +42,7 @@ class DeviceClock:
 
     def is_sampled(self, sequence: int) -> bool:
         """Whether step number `sequence` (from 0) is one whose device time is taken."""
-        return sequence % self._every == 0
+        return not self.failure and sequence % self._every == 0
 
     def begin(self, phase: int) -> None:
         """Start a sampled step."""
@@ -52,9 +53,12 @@ class DeviceClock:
         """The host enters `phase`: remember the point that the device's stream has reached by then."""
         if self._marks is None:
             return
-        event = self._pool.pop() if self._pool else self._new_event()
-        event.record()
-        self._marks.append((phase, event))
+        try:
+            event = self._pool.pop() if self._pool else self._new_event()
+            event.record()
+            self._marks.append((phase, event))
+        except Exception as error:  # a stream under capture, a lost device: not for the training to hear from here
+            self._give_up(error)
 
     def end(self, sequence: int) -> None:
         """End the sampled step `sequence`; its events are read later, by `poll`."""
@@ -62,8 +66,20 @@ class DeviceClock:
         if marks and len(self._pending) < _MAX_PENDING:
             self._pending.append((sequence, marks))
 
+    def _give_up(self, error: Exception) -> None:
+        self._marks = None
+        self._pending.clear()
+        self.failure = f"{type(error).__name__}: {error}"
+
     def poll(self) -> list[tuple[int, dict[str, int]]]:
         """Steps whose events have all been reached: (sequence, column → nanoseconds). Never waits."""
+        try:
+            return self._read()
+        except Exception as error:
+            self._give_up(error)
+            return []
+
+    def _read(self) -> list[tuple[int, dict[str, int]]]:
         ready = []
         while self._pending and self._pending[0][1][-1][1].query():
             sequence, marks = self._pending.popleft()

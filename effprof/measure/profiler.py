@@ -382,6 +382,9 @@ class StepProfiler:
         lines: list[Line] = []
         if self._experts is not None:
             lines += self._experts.poll()
+        if self._device_clock is not None and self._device_clock.failure and self._session is not None:
+            message = f"device time is not measured any more ({self._device_clock.failure})"
+            self._session.warn("device_clock_disabled", message, aloud=False)
         if self._tokens is not None and self._session is not None:
             for warning in self._tokens.new_warnings():
                 self._session.warn(warning["code"], warning["message"], aloud=False)

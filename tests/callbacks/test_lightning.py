@@ -169,6 +169,14 @@ def test_the_progress_bar_shows_mfu_and_tokens_and_is_given_back(tmp_path: Path)
     assert trainer.profiler.start == start
 
 
+def test_the_users_own_profiler_goes_on_working(tmp_path: Path) -> None:
+    trainer = models.trainer(tmp_path, [callback()], max_steps=10, profiler="simple")
+    trainer.fit(models.Tiny(), models.token_loader(10))
+    report = trainer.profiler.summary()
+    assert "train_dataloader_next" in report
+    assert "start" not in vars(trainer.profiler)
+
+
 def test_fast_dev_run_and_two_fits_of_one_callback(tmp_path: Path) -> None:
     cb = callback()
     models.trainer(tmp_path, [cb], fast_dev_run=3).fit(models.Tiny(), models.token_loader(5), models.token_loader(5))

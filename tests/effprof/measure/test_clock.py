@@ -245,3 +245,17 @@ def test_device_time_is_split_by_launching_phase_and_read_only_when_reached() ->
     assert ScriptedEvent.made == 6  # the second sampled step took its events from the pool
     clock.mark(FORWARD)  # a step that is not sampled records nothing
     assert ScriptedEvent.made == 6
+
+
+def test_an_event_that_fails_ends_device_timing_and_nothing_else() -> None:
+    class Broken(ScriptedEvent):
+        def record(self) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    clock = DeviceClock(Broken, every_n_steps=1)
+    clock.begin(OTHER)
+    clock.mark(FORWARD)
+    clock.end(0)
+    assert clock.poll() == []
+    assert "capturing" in clock.failure
+    assert not clock.is_sampled(1)
