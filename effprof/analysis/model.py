@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from effprof.analysis.timeline_model import Timeline
+
 SCHEMA = "effprof.analysis/1"
 
 # The only list of where wall clock goes, in the order reports show it.
@@ -317,3 +319,4 @@ class Analysis(msgspec.Struct, kw_only=True):
     hardware: Hardware
     findings: list[Finding] = []
     warnings: list[Warning] = []
+    timeline: Annotated[Timeline | None, _says("null unless asked for: `effprof report` draws it")] = None

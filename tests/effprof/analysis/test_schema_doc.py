@@ -72,7 +72,15 @@ def found_paths(value: Any, prefix: str = "") -> set[str]:
 def test_what_is_printed_has_the_keys(simple_run: Any) -> None:
     printed = msgspec.json.decode(json_report.render(analyze(open_run(str(simple_run.path)))))
     paths = found_paths(printed)
-    optional = ("moe.", "ranks[].account", "warnings[]", "rank_spread.", "findings[]", "hardware.telemetry[]")
+    optional = (
+        "moe.",
+        "ranks[].account",
+        "warnings[]",
+        "rank_spread.",
+        "findings[]",
+        "hardware.telemetry[]",
+        "timeline.",
+    )
     for key in keys(Analysis):
         if not key.path.startswith(optional):
             assert key.path in paths, key.path
