@@ -27,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=EXPERTS, default="dense")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to train (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=-1, help="stop after so many steps if that is sooner")
     parser.add_argument("--run-dir", help="where effprof records (default: effprof_runs/<id>)")
     parser.add_argument("--batch", type=int, help="windows per step (default: 8 on CPU, 16 on GPU)")
     return parser.parse_args()
@@ -51,6 +52,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     trainer = pl.Trainer(
         max_time={"seconds": arguments.seconds},
+        max_steps=arguments.steps,
         devices=1,
         precision="bf16-mixed" if has_gpu else "32-true",
         callbacks=[EfficiencyCallback(run_dir=arguments.run_dir)],

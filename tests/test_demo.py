@@ -89,11 +89,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both demo trainings, a few seconds each."""
+    """Both demo trainings, some steps each: by the clock, a busy machine would leave too few."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("dense", "moe"):
-        training = (EXAMPLES / "train_demo.py", "--model", name, "--seconds", "5", "--run-dir", folder / name)
-        run(sys.executable, *training, "--batch", "2", cwd=folder)
+        training = (EXAMPLES / "train_demo.py", "--model", name, "--run-dir", folder / name)
+        run(sys.executable, *training, "--batch", "2", "--steps", "40", "--seconds", "200", cwd=folder)
     return {name: folder / name for name in ("dense", "moe")}
 
 
@@ -107,7 +107,7 @@ def test_the_demo_run_is_measured(runs: dict[str, Path], name: str, tmp_path: Pa
     analysis = json.loads(effprof("analyze", runs[name], "--json", cwd=tmp_path))
     assert analysis["run"]["ended"] == "completed"
     efficiency = analysis["efficiency"]
-    assert efficiency["steps"]["total"] > 10
+    assert efficiency["steps"]["total"] == 40
     assert efficiency["tokens_per_step"] == 2 * 256
     lines = analysis["account"]["lines"]
     assert lines["effprof"] > 0
