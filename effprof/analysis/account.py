@@ -20,6 +20,7 @@ OVERLAP_TOLERANCE = 0.001
 DEVICE_TOLERANCE = 0.02
 # Steps whose device time must have been sampled before it is taken to stand for the others.
 MIN_SAMPLED_STEPS = 3
+_NANOSECOND = 1e-9
 # What neither basis of this version can tell apart; `step.host_gap` is measured on the device basis.
 NOT_MEASURED = ("step.exposed_communication", "step.pipeline_bubble")
 
@@ -66,7 +67,8 @@ def account(run: Run, steps: JobSteps) -> RunAccount:
         shares = []
         for rank in attempt.ranks:
             steady_row = steps.first_steady_row(place, rank.header.rank) if basis == "device" else rank.steps
-            lines = _rank_lines(rank, window, reached, steady_row, basis, warnings)
+            is_given_up = rank.end.status == "failed" if rank.end else place < len(run.attempts) - 1
+            lines = _rank_lines(rank, window, reached, steady_row, basis, is_given_up, warnings)
             shares.append(lines)
             own = ranks.setdefault(rank.header.rank, Account(basis=basis, wall_s=0.0, lines=_empty(basis)))
             _add(own.lines, lines, 1.0)
@@ -118,7 +120,13 @@ def _settle(lines: dict[str, float], wall_s: float) -> None:
 
 
 def _rank_lines(
-    rank: RankLog, window: Window, reached: float, steady_row: int, basis: str, warnings: list[Warning]
+    rank: RankLog,
+    window: Window,
+    reached: float,
+    steady_row: int,
+    basis: str,
+    is_given_up: bool,
+    warnings: list[Warning],
 ) -> dict[str, float]:
     lines = _empty(basis)
     phases = {name: seconds_in(rank, (name,)) for name in PHASES}
@@ -146,9 +154,14 @@ def _rank_lines(
     share = np.divide(kept, durations, out=np.zeros_like(kept), where=durations > 0)
     is_on_device = ~is_repeated & (np.arange(rank.steps) >= steady_row)
     _add_steps(lines, rank, phases, share[: rank.steps], is_repeated, is_on_device, warnings)
-    for name, seconds in zip(names, kept[rank.steps :].tolist(), strict=True):
+    last_step_s = float(step_ends[-1]) if rank.steps else 0.0
+    for name, seconds, start in zip(names, kept[rank.steps :].tolist(), edges[:, 0].tolist(), strict=True):
         line = f"step.{name}" if name in STEP_PHASES else name
+        if is_given_up and name in STEP_PHASES and start >= last_step_s - _NANOSECOND:
+            line = "lost_steps"  # of a step that never ended
         lines[line if line in lines else "unattributed"] += seconds
+    if is_given_up:
+        lines["lost_steps"] += max(0.0, window.end_s - window.start_s - max(0.0, float(ends.max(initial=0.0))))
     _settle(lines, window.end_s - window.start_s)
     return lines
 
