@@ -9,7 +9,9 @@ from datetime import datetime, timezone
 import msgspec
 
 from effprof.analysis.account import RunAccount, account
+from effprof.analysis.clocks import measure_derating
 from effprof.analysis.efficiency import find_peak, measure_efficiency
+from effprof.analysis.goodput import measure_goodput
 from effprof.analysis.hardware import describe_hardware
 from effprof.analysis.memory import measure_memory
 from effprof.analysis.model import Analysis, RunFacts, Warning
@@ -17,6 +19,7 @@ from effprof.analysis.moe import measure_moe
 from effprof.analysis.outcome import outcome
 from effprof.analysis.ranks import measure_ranks
 from effprof.analysis.steps import JobSteps, job_steps, world_size
+from effprof.analysis.waterfall import Facts, make_waterfall
 from effprof.runlog.reader import Run
 
 MAX_PER_CODE = 5  # distinct messages of one kind that are listed
@@ -56,6 +59,15 @@ def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None =
         run=_facts(run, time_account, ended, reason),
         efficiency=efficiency,
         account=time_account.job,
+        goodput=measure_goodput(time_account.job, efficiency.steps.total),
+        waterfall=make_waterfall(
+            time_account.job,
+            efficiency,
+            Facts(
+                recompute_share=run.record.flops.recompute_share,
+                derating=measure_derating(run, steps, peak.flops_per_s),
+            ),
+        ),
         memory=memory,
         moe=moe,
         ranks=ranks,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from effprof.analysis.timeline_model import Timeline
+from effprof.trace.summary import RankKernels
 
 SCHEMA = "effprof.analysis/1"
 
@@ -80,6 +81,7 @@ class StepCounts(msgspec.Struct, kw_only=True):
     total: Annotated[int, _says("optimizer steps that every rank finished, repeated ones included")]
     steady: Annotated[int, _says("steps the efficiency figures rest on: all but a leading prefix of each attempt")]
     repeated: Annotated[int, _says("steps that an earlier attempt had already made")] = 0
+    profiled: Annotated[int, _says("steps in a kernel window: never steady, as recording slows them")] = 0
     rules: Annotated[list[str], _says("per attempt, how the leading prefix was found")] = []
 
 
@@ -121,12 +123,19 @@ class Efficiency(msgspec.Struct, kw_only=True):
 class Account(msgspec.Struct, kw_only=True):
     """Every second from the first attempt's process start to the last record, in exactly one line."""
 
-    basis: Annotated[str, _says("`host` (spans of the training thread) or `device` (device events)")]
+    basis: Annotated[str, _says("`host` (spans of the training thread), `device` (events) or `kernel` (a trace)")]
     wall_s: Annotated[float, _says("seconds; the lines sum to it")]
     lines: Annotated[
         dict[str, float],
         _says("NAME: seconds. 0 is measured and zero; a line that this basis cannot measure is absent"),
     ]
+
+
+class Goodput(msgspec.Struct, kw_only=True):
+    """Share of the wall clock in optimizer steps whose result was kept."""
+
+    value: Annotated[float | None, _says("0 … 1; 1 less everything in `lost`. Null without a finished step")] = None
+    lost: Annotated[dict[str, float], _says("line of the account: its share of the wall clock")] = {}
 
 
 class RankMemory(msgspec.Struct, kw_only=True):
@@ -272,6 +281,15 @@ class Evidence(msgspec.Struct, kw_only=True):
     threshold: float | None = None
 
 
+class Bar(msgspec.Struct, kw_only=True):
+    """One loss on the way from the dense peak to `mfu_wall`."""
+
+    name: Annotated[str, _says("what took it; a line of the account, or a part of the time computing")]
+    share: Annotated[float, _says("of peak × devices × wall clock; the bars sum to 1 − mfu_wall")]
+    seconds: Annotated[float, _says("share × wall clock")]
+    evidence: Annotated[list[Evidence], _says("the numbers it is made from")] = []
+
+
 class Gain(msgspec.Struct, kw_only=True):
     """Relative change of useful tokens (or samples) per second: 0.12 is 12 % more."""
 
@@ -311,7 +329,9 @@ class Analysis(msgspec.Struct, kw_only=True):
     run: RunFacts
     efficiency: Efficiency
     account: Annotated[Account, _says("mean over ranks")]
-    kernel_account: Annotated[dict[str, Any], _says("RANK: {…}; empty without a kernel window")] = {}
+    goodput: Goodput = msgspec.field(default_factory=Goodput)
+    waterfall: Annotated[list[Bar], _says("empty where there is no `mfu_wall`")] = []
+    kernel_account: Annotated[dict[str, RankKernels], _says("RANK: {…}; empty without a trace or kernel window")] = {}
     memory: MemoryFigures
     moe: Annotated[Moe | None, _says("null where no expert load was recorded")] = None
     ranks: list[RankFigures]

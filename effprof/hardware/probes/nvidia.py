@@ -206,6 +206,8 @@ class NvidiaProbe:
         readings = [make_reading("power_limit_w", None if limit is None else limit / 1000, reason)]
         for name, clock in (("sm_clock_mhz", nvml.NVML_CLOCK_SM), ("memory_clock_mhz", nvml.NVML_CLOCK_MEM)):
             readings.append(make_reading(name, *self._ask(entry, "nvmlDeviceGetClockInfo", clock)))
+        highest = self._ask(entry, "nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)
+        readings.append(make_reading("sm_clock_max_mhz", *highest))
         celsius, reason = self._first(
             entry, ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"), nvml.NVML_TEMPERATURE_GPU
         )

@@ -52,6 +52,7 @@ MEANINGS = {
     "temperature_c": Meaning("C", "board", "gauge", "GPU die"),
     "memory_temperature_c": Meaning("C", "board", "gauge", "memory"),
     "sm_clock_mhz": Meaning("MHz", "board", "gauge", "momentary"),
+    "sm_clock_max_mhz": Meaning("MHz", "board", "gauge", "highest that the board allows"),
     "memory_clock_mhz": Meaning("MHz", "board", "gauge", "momentary"),
     "utilization_percent": Meaning(
         "percent", "board", "gauge", "share of the last period with any kernel resident; says nothing about MFU"
