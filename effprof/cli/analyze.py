@@ -12,7 +12,10 @@ from effprof.errors import EffprofError
 def command(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN_DIR", help="Run directories, or a directory of runs (its newest is taken)."),
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="Run directories, a directory of runs (its newest is taken), profiler traces or folders of them.",
+        ),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document per run and line (effprof.analysis/1).")
@@ -26,6 +29,7 @@ def command(
 ) -> int:
     """Efficiency, time account, memory, expert load, ranks and warnings of one or several runs."""
     from effprof.analysis.analyze import analyze
+    from effprof.analysis.kernel import analyze_traces, is_trace_path
     from effprof.analysis.locate import locate_run
     from effprof.reports import choose
     from effprof.reports.emit import emit
@@ -37,6 +41,11 @@ def command(
     rendered, problems = [], []
     for given in runs:
         try:
+            if is_trace_path(given):
+                traced, complaint = analyze_traces(given)
+                rendered.append(report.render(traced))
+                problems += [complaint] if complaint else []
+                continue
             path, note = locate_run(given)
             if note:
                 typer.echo(f"effprof: {note}", err=True)

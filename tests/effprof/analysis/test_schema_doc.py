@@ -80,6 +80,7 @@ def test_what_is_printed_has_the_keys(simple_run: Any) -> None:
         "findings[]",
         "hardware.telemetry[]",
         "timeline.",
+        "kernel_account.",
     )
     for key in keys(Analysis):
         if not key.path.startswith(optional):

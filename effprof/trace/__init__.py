@@ -1,0 +1,1 @@
+"""Profiler traces → kernel account: streaming reader, interval unions, kernel families, waiting ranks."""
