@@ -24,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -121,7 +121,10 @@ def fit(callbacks: list[Callback], steps: int, log_every: int, folder: str) -> N
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(Net(), loader)
+    # effprof's summary, and TraceML's reminder that its global patches (input and copy times) are not installed: they
+    # would stay for the other arms, so its figure is that of the callback alone
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        trainer.fit(Net(), loader)
 
 
 # --- whole steps -----------------------------------------------------------------------------------------------------
@@ -150,12 +153,6 @@ def silence_writer() -> Any:
     return mock.patch("effprof.measure.recorder.PERIOD_S", 3600.0)
 
 
-def silence_traceml() -> Any:
-    """Keep its reminder off the terminal that its global patches (input and copy times) are not installed: they would
-    stay for the other arms, so its figure is that of the callback alone."""
-    return redirect_stderr(io.StringIO())
-
-
 def drain_traceml() -> None:
     """Empty the queues that TraceML's own process would read, so that they never fill up."""
     from traceml_ai.instrumentation import step_events
@@ -169,8 +166,7 @@ def drain_traceml() -> None:
 def time_steps(arm: str, steps: int, log_every: int) -> np.ndarray:
     """Microseconds of each step of one training, warm-up left out."""
     clock = StepClock()
-    manner = {QUIET: silence_writer, TRACEML: silence_traceml}.get(arm, nullcontext)
-    with tempfile.TemporaryDirectory() as folder, manner():
+    with tempfile.TemporaryDirectory() as folder, silence_writer() if arm == QUIET else nullcontext():
         fit([clock, *make_callbacks(arm, folder)], steps + WARM_UP_STEPS, log_every, folder)
     drain_traceml()
     return np.diff(np.array(clock.starts[WARM_UP_STEPS:])) / 1e3
