@@ -6,9 +6,8 @@ replaced by `_Attention`, which has the right shapes forward and backward and bo
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -16,22 +15,21 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from effprof.workload.counter import (
+    UNKNOWN_MASK,
     AttentionShape,
     OperationCounter,
     causal_pairs,
     expect,
     is_in_backward,
-    window_pairs,
+    product_dtype,
 )
+from effprof.workload.known_values import KnownValues
+from effprof.workload.written_attention import WrittenAttention
 
-HF_NAME = "effprof_count"
-# A mask function that is no known pattern is evaluated in blocks of rows, so that it needs little memory.
-_ROWS_AT_ONCE = 512
-_active: list[OperationCounter] = []
-_active_lock = threading.Lock()
+_running: list[AttentionMode] = []
+_lock = threading.Lock()
 
 
 class _Attention(torch.autograd.Function):
@@ -83,19 +81,11 @@ def attend(
     is_cross: bool = False,
 ) -> torch.Tensor:
     """Attention output (…, H, T, Dv) of `query` (…, H, T, D) over `pairs` pairs of each sequence and head."""
-    query, key, value = (_autocast(tensor) for tensor in (query, key, value))
+    query, key, value = (tensor.to(product_dtype(tensor)) for tensor in (query, key, value))
     batch = int(query.shape[0]) if query.dim() > 2 else 1
     shape = AttentionShape(batch, int(query.shape[-2]), int(key.shape[-2]), pairs, window, is_cross)
     result: torch.Tensor = _Attention.apply(query, key, value, counter, shape, counter.is_recomputing())  # type: ignore[no-untyped-call]
     return result
-
-
-def _autocast(tensor: torch.Tensor) -> torch.Tensor:
-    """Autocast runs attention in its lower precision, whatever precision the projections' outputs were turned into."""
-    kind = tensor.device.type
-    if torch.is_autocast_enabled(kind) and tensor.dtype == torch.float32:
-        return tensor.to(torch.get_autocast_dtype(kind))
-    return tensor
 
 
 class AttentionMode(TorchFunctionMode):
@@ -104,6 +94,9 @@ class AttentionMode(TorchFunctionMode):
     def __init__(self, counter: OperationCounter) -> None:
         super().__init__()
         self.counter = counter
+        self.known = KnownValues()
+        self.written = WrittenAttention(counter, self.known)
+        counter.value_of = self.known.value_of
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -125,6 +118,8 @@ class AttentionMode(TorchFunctionMode):
         out = func(*args, **kwargs)
         if func in _FINITE:
             expect(out, True)
+        self.known.follow(func, args, kwargs, out)
+        self.written.follow(func, args, kwargs, out)
         return out
 
     def scaled_dot_product_attention(
@@ -140,21 +135,42 @@ class AttentionMode(TorchFunctionMode):
     ) -> torch.Tensor:
         """What `F.scaled_dot_product_attention` answers, in shapes."""
         queries, keys = int(query.shape[-2]), int(key.shape[-2])
-        pairs = causal_pairs(queries, keys) if is_causal else queries * keys
+        pairs, window = (causal_pairs(queries, keys) if is_causal else queries * keys), None
         if attn_mask is not None:
-            self.counter.assume("an attention mask given as a tensor was taken to leave every pair")
-        return attend(self.counter, query, key, value, pairs)
+            is_additive = attn_mask.is_floating_point()
+            pairs, window = self.pairs_left(attn_mask, queries, keys, is_additive=is_additive, marks_attended=True)
+        return attend(self.counter, query, key, value, pairs, window)
+
+    def pairs_left(
+        self, mask: torch.Tensor, queries: int, keys: int, *, is_additive: bool, marks_attended: bool
+    ) -> tuple[int, int | None]:
+        """(pairs, window) that a mask tensor leaves; all, and an assumption, where its values are not known."""
+        told: tuple[int, int | None] | None = self.written.pairs_of_mask(
+            mask, queries, keys, is_additive=is_additive, marks_attended=marks_attended
+        )
+        if told is None:
+            self.counter.assume(UNKNOWN_MASK)
+            return queries * keys, None
+        return told
 
     def _multi_head_attention(self, *args: Any, **kwargs: Any) -> Any:
         functional = torch.nn.functional
         wants_weights, averages = bool(kwargs.get("need_weights", True)), kwargs.get("average_attn_weights", True)
         kwargs["need_weights"] = False
         original = functional.scaled_dot_product_attention
+        mask = kwargs.get("attn_mask")
+        lengths = args[0].shape[0], args[1].shape[0]  # (T, B, h): the module has transposed its inputs
+        told = None
+        if mask is not None:
+            told = self.pairs_left(mask, *lengths, is_additive=mask.is_floating_point(), marks_attended=False)
 
         def counted(query: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
             # other threads may be in the same function with real tensors
-            chosen = self.scaled_dot_product_attention if isinstance(query, FakeTensor) else original
-            return chosen(query, *rest, **named)
+            if not isinstance(query, FakeTensor):
+                return original(query, *rest, **named)
+            if told is not None:
+                return attend(self.counter, query, rest[0], rest[1], *told)
+            return self.scaled_dot_product_attention(query, *rest, **named)
 
         functional.scaled_dot_product_attention = counted
         try:
@@ -162,9 +178,8 @@ class AttentionMode(TorchFunctionMode):
         finally:
             functional.scaled_dot_product_attention = original
         if wants_weights:
-            query, key, heads = args[0], args[1], args[4]
+            query, heads = args[0], args[4]
             batch = (query.shape[1],) if query.dim() == 3 else ()
-            lengths = (query.shape[0], key.shape[0])
             weights = query.new_empty((*batch, *lengths) if averages else (*batch, heads, *lengths))
         return output, weights
 
@@ -200,34 +215,19 @@ def counting_attention(counter: OperationCounter, module: torch.nn.Module | None
     mode = AttentionMode(counter)
     if module is not None:
         mode.follow_into_recomputation(module)
-    with _active_lock:
-        _active.append(counter)
+    with _lock:
+        _running.append(mode)
     try:
         with mode:
             yield
     finally:
-        with _active_lock:
-            _active.remove(counter)
+        with _lock:
+            _running.remove(mode)
 
 
-def prepare_transformers(module: torch.nn.Module) -> None:
-    """Make every transformers model inside `module` (a copy) count its attention and run its experts without a loop.
-
-    Does nothing where transformers was never imported, or is too old to have the two interfaces.
-    """
-    if "transformers" not in sys.modules:
-        return
-    if not _register_in_transformers():
-        return
-    seen: set[int] = set()
-    for part in module.modules():
-        config = getattr(part, "config", None)
-        for each in _nested_configs(config):
-            if id(each) not in seen and hasattr(each, "_attn_implementation"):
-                seen.add(id(each))
-                each._attn_implementation_internal = HF_NAME
-                if hasattr(each, "_experts_implementation"):
-                    each._experts_implementation_internal = "batched_mm"
+def running_mode() -> AttentionMode:
+    """The mode of the count that is running; for functions that libraries call back."""
+    return _running[-1]
 
 
 def _nested_configs(config: Any) -> Iterator[Any]:
@@ -237,122 +237,3 @@ def _nested_configs(config: Any) -> Iterator[Any]:
     for value in list(vars(config).values()):
         if value is not config and hasattr(value, "to_dict") and hasattr(value, "model_type"):
             yield from _nested_configs(value)
-
-
-def _register_in_transformers() -> bool:
-    try:
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface
-    except ImportError:
-        return False
-    AttentionInterface.register(HF_NAME, _transformers_attention)
-    AttentionMaskInterface.register(HF_NAME, _transformers_mask)
-    return True
-
-
-_PAIRS = "_effprof_pairs"
-
-
-def _transformers_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    mask_function: Callable[..., Any],
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    device: Any = "cpu",
-    **_: Any,
-) -> torch.Tensor:
-    """Stands in for the mask: the right shape without its memory, and the number of pairs on it."""
-    mask = torch.empty((), dtype=torch.bool, device=device).expand(batch_size, 1, int(q_length), int(kv_length))
-    setattr(mask, _PAIRS, _mask_pairs(mask_function, int(q_length), int(kv_length)))
-    return mask
-
-
-def _mask_pairs(function: Callable[..., Any], queries: int, keys: int) -> tuple[int, int | None] | None:
-    """(pairs, window) of a mask function, found in its composition; else by evaluating it; None where neither works."""
-    parts = list(_mask_parts(function))
-    names = [name for name, _ in parts]
-    if all(name in _KNOWN_MASKS for name in names):
-        is_causal = "causal_mask_function" in names
-        windows = [value for name, value in parts if name == "sliding_window_overlay"]
-        if is_causal and queries == keys:
-            window = min((int(each) for each in windows), default=None)
-            return window_pairs(queries, window), window
-        if not is_causal and not windows:
-            return queries * keys, None
-    return _evaluate_mask(function, queries, keys)
-
-
-# Padding and packing are the batch's, not the model's: the counters of the step hold them.
-_KNOWN_MASKS = {
-    "causal_mask_function",
-    "bidirectional_mask_function",
-    "sliding_window_overlay",
-    "padding_mask_function",
-    "packed_sequence_mask_function",
-}
-
-
-def _mask_parts(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """The functions a composed mask is the intersection of, by name, each with what its closure holds."""
-    name = getattr(function, "__qualname__", "").split(".<locals>")[0]
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    if name == "and_masks":
-        for parts in cells:
-            for part in parts:
-                yield from _mask_parts(part)
-    elif name == "remap_positions_for_packed_sequence":
-        for part in cells:
-            if callable(part):
-                yield from _mask_parts(part)
-    else:
-        yield name, next((cell for cell in cells if isinstance(cell, int)), None)
-
-
-def _evaluate_mask(function: Callable[..., Any], queries: int, keys: int) -> tuple[int, int | None] | None:
-    first = torch.zeros((), dtype=torch.long)
-    total = 0
-    try:
-        with _disable_current_modes():
-            columns = torch.arange(keys)[None, :]
-            for start in range(0, queries, _ROWS_AT_ONCE):
-                rows = torch.arange(start, min(start + _ROWS_AT_ONCE, queries))[:, None]
-                total += int(torch.as_tensor(function(first, first, rows, columns)).expand(len(rows), keys).sum())
-    except Exception:  # a mask made of the batch's own tensors cannot be evaluated without their values
-        return None
-    return total, None
-
-
-def _transformers_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """transformers' attention: (B, H, T, D) in, (B, T, H, Dv) out."""
-    counter = _active[-1]
-    queries, keys = int(query.shape[-2]), int(key.shape[-2])
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    found = getattr(attention_mask, _PAIRS, None)
-    if found is not None:
-        pairs, window = found
-    elif attention_mask is None or sliding_window is not None or causal:
-        window = sliding_window if causal and queries == keys else None
-        pairs = (
-            queries * keys
-            if not causal
-            else window_pairs(queries, window)
-            if queries == keys
-            else causal_pairs(queries, keys)
-        )
-    else:
-        counter.assume("an attention mask given as a tensor was taken to leave every pair")
-        pairs, window = queries * keys, None
-    output = attend(counter, query, key, value, pairs, window)
-    weights = query.new_empty((*query.shape[:-1], keys)) if options.get("output_attentions") else None
-    return output.transpose(1, 2).contiguous(), weights

@@ -8,7 +8,7 @@ layer or library it comes from. It knows no model; attention that must not be ta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,6 +16,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from effprof.workload import kernels
+from effprof.workload.known_values import outside_modes
+
+UNKNOWN_MASK = "an attention mask given as a tensor was taken to leave every pair"
 
 
 class CountFailed(Exception):
@@ -56,6 +59,8 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assumptions: dict[str, None] = {}
         self.differentiates_twice = False
         self.saw_backward = False
+        # answers for tensors whose values are known all the same (buffers, masks); set by whoever follows them
+        self.value_of: Callable[[torch.Tensor], torch.Tensor | None] = lambda tensor: None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -98,6 +103,14 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not recompute:
             self.attention[shape] += flops
 
+    def move_to_attention(self, flops: int, operand: torch.Tensor, shape: AttentionShape) -> None:
+        """Book `flops` of products over all pairs, counted or about to be, as attention over the pairs of `shape`."""
+        left = round(flops * shape.pairs / (shape.queries * shape.keys))
+        self.model["aten::bmm"] -= flops
+        self.model["attention"] += left
+        self.attention[shape] += left
+        self.by_dtype[dtype_name(product_dtype(operand), operand.device)] -= flops - left
+
     def is_recomputing(self) -> bool:
         """Whether the operation now running is a forward operation run again by the backward pass."""
         # the autograd engine runs gradients with grad mode off; checkpointing turns it on to rebuild a piece of graph
@@ -126,7 +139,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         queries, keys = call.query[-2], call.key[-2]
         pairs = causal_pairs(queries, keys) if call.is_causal else queries * keys
         if call.mask is not None:
-            self.assume("an attention mask given as a tensor was taken to leave every pair")
+            self.assume(UNKNOWN_MASK)
         flops = 2 * prod(call.query[:-2]) * pairs * (call.query[-1] + call.value[-1]) * (2 if call.backward else 1)
         operand = next(value for value in args if isinstance(value, torch.Tensor))
         shape = AttentionShape(call.query[0], queries, keys, pairs)
@@ -141,6 +154,11 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assumptions[sentence] = None
 
     def _answer_scalar(self, tensor: torch.Tensor) -> bool | int | float | complex:
+        value = self.value_of(tensor)
+        if value is not None:
+            with outside_modes():
+                answer: bool | int | float | complex = value.item()
+            return answer
         self.assume("values read from tensors (.item(), if tensor:) were answered with constants")
         if tensor.dtype == torch.bool:
             return bool(getattr(tensor, _ANSWER, False))
@@ -165,6 +183,14 @@ def dtype_name(dtype: Any, device: torch.device, *, is_convolution: bool = False
     if name == "float32" and device.type == "cuda" and _runs_tf32(is_convolution):
         return "tf32"
     return _SHORT_NAMES.get(name, name)
+
+
+def product_dtype(operand: torch.Tensor) -> torch.dtype:
+    """The dtype that a product with `operand` runs in: autocast's where it is on and lowers fp32, else its own."""
+    kind = operand.device.type
+    if operand.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return operand.dtype
 
 
 def _runs_tf32(is_convolution: bool) -> bool:

@@ -18,7 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from effprof.workload.batch import find_tokens
 from effprof.workload.counter import CountFailed, OperationCounter
+from effprof.workload.known_values import remember, remember_ones
 
 _LARGE_ITEMS = 10_000
 _LARGE_BYTES = 1 << 20
@@ -55,13 +57,24 @@ def copy_as_fake(module: nn.Module, mode: FakeTensorMode, counter: OperationCoun
         _remove_hooks(part)
         if _comes_from(part, "torchmetrics"):
             _silence_metric(part)
-    _detach_from_trainer(twin, module, counter)
+    for part in module.modules():
+        _detach_from_trainer(part, memo.get(id(part)), counter)
+        _remember_values(part, memo)
     return twin
 
 
 def fake_batch(batch: Any, mode: FakeTensorMode) -> Any:
-    """`batch` with every tensor replaced by a fake of the same shape, dtype and device."""
-    return tree_map_only(torch.Tensor, lambda tensor: mode.from_tensor(tensor.detach(), static_shapes=True), batch)
+    """`batch` with every tensor replaced by a fake of the same shape, dtype and device; a mask counts as all ones."""
+    tokens = find_tokens(batch)
+    mask = None if tokens is None else tokens.attention_mask
+
+    def replace(tensor: torch.Tensor) -> torch.Tensor:
+        fake = mode.from_tensor(tensor.detach(), static_shapes=True)
+        if tensor is mask:  # padding is the batch's own; FLOPs are related to full sequences
+            remember_ones(fake)
+        return fake
+
+    return tree_map_only(torch.Tensor, replace, batch)
 
 
 @contextmanager
@@ -162,15 +175,21 @@ def _silence_metric(part: nn.Module) -> None:
         part.__dict__[name] = answer
 
 
-def _detach_from_trainer(twin: nn.Module, live: nn.Module, counter: OperationCounter) -> None:
-    """Give a LightningModule stand-ins for all that it asks its trainer for."""
-    for part, original in zip(twin.modules(), live.modules(), strict=False):
-        if "_trainer" not in part.__dict__ or not hasattr(part, "automatic_optimization"):
-            continue
-        trainer = original.__dict__.get("_trainer")
-        part.__dict__["_trainer"] = _StandIn("trainer", trainer, counter) if trainer is not None else None
-        part.__dict__["_fabric"] = None
-        part.__dict__.update(_trainer_methods(trainer, counter))
+def _remember_values(live: nn.Module, memo: dict[int, Any]) -> None:
+    """Let buffers, and tensors kept as plain attributes, be read where code asks for their values (masks, mostly)."""
+    for value in [*live.buffers(recurse=False), *vars(live).values()]:
+        if isinstance(value, torch.Tensor) and isinstance(memo.get(id(value)), torch.Tensor):
+            remember(memo[id(value)], value)
+
+
+def _detach_from_trainer(live: nn.Module, twin: Any, counter: OperationCounter) -> None:
+    """Give the copy of a LightningModule stand-ins for all that it asks its trainer for."""
+    if twin is None or "_trainer" not in vars(twin) or not hasattr(twin, "automatic_optimization"):
+        return
+    trainer = live.__dict__.get("_trainer")
+    twin.__dict__["_trainer"] = _StandIn("trainer", trainer, counter) if trainer is not None else None
+    twin.__dict__["_fabric"] = None
+    twin.__dict__.update(_trainer_methods(trainer, counter))
 
 
 def _trainer_methods(trainer: Any, counter: OperationCounter) -> dict[str, Callable[..., Any]]:
@@ -249,5 +268,9 @@ class _StandInOptimizer:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # a message that opens with a module's repr says what happened at its end
+    line = lines[-1] if len(lines) > 1 and lines[0].endswith("(") else lines[0]
+    return f"{type(error).__name__}: {line[:160]}"

@@ -21,9 +21,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from effprof.workload.attention import counting_attention, prepare_transformers
+from effprof.workload.attention import counting_attention
 from effprof.workload.counter import AttentionShape, CountFailed, OperationCounter
 from effprof.workload.fake_copy import _first_line, copy_as_fake, fake_batch, untouched_randomness
+from effprof.workload.hf_attention import prepare_transformers
 
 __all__ = ["CountFailed", "OperationCount", "count_operations", "count_training_step"]
 
