@@ -86,7 +86,7 @@ def _summarise(number: int, logs: list[NodeLog]) -> list[TelemetryFigures]:
 def _figures(
     node: int, name: str, series: list[list[float]], meaning: dict[str, dict[str, Any]], reason: str | None
 ) -> TelemetryFigures:
-    device, reading = _split(name, meaning)
+    device, reading = split_reading(name, meaning)
     facts = meaning.get(reading, {})
     figures = TelemetryFigures(
         node=node,
@@ -109,7 +109,7 @@ def _figures(
     return figures
 
 
-def _split(name: str, meaning: dict[str, Any]) -> tuple[str, str]:
+def split_reading(name: str, meaning: dict[str, Any]) -> tuple[str, str]:
     """`<device key>.<reading>`: either may hold dots, so a known reading decides."""
     for position, letter in enumerate(name):
         if letter == "." and name[position + 1 :] in meaning:
