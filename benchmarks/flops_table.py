@@ -313,8 +313,8 @@ def render(rows: list[Row]) -> str:
         "closed form",
         "operation count",
         "difference",
-        "took",
-        "took",
+        "form took",
+        "count took",
     ]
     worst = max(abs(row.difference) for row in rows)
     versions = f"effprof {__version__}, torch {torch.__version__}, transformers {transformers.__version__}"

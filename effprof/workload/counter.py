@@ -17,8 +17,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from effprof.workload import kernels
 from effprof.workload.known_values import outside_modes
+from effprof.workload.routing import ASSUMPTION, EvenRouting
 
 UNKNOWN_MASK = "an attention mask given as a tensor was taken to leave every pair"
+
+
+_ASKS_FOR_DATA = frozenset(
+    {
+        "aten::_local_scalar_dense",
+        "aten::nonzero",
+        "aten::bincount",
+        "aten::index",
+        "aten::index_put",
+        "aten::index_put_",
+        "aten::_index_put_impl_",
+    }
+)
 
 
 class CountFailed(Exception):
@@ -59,6 +73,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assumptions: dict[str, None] = {}
         self.differentiates_twice = False
         self.saw_backward = False
+        self.routing = EvenRouting()
         # answers for tensors whose values are known all the same (buffers, masks); set by whoever follows them
         self.value_of: Callable[[torch.Tensor], torch.Tensor | None] = lambda tensor: None
 
@@ -69,14 +84,17 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(func, torch._ops.OpOverload):
             return self._count_higher_order(func, args, kwargs)
         name = kernels.operation_name(func)
-        if name == "aten::_local_scalar_dense":
-            return self._answer_scalar(args[0])
+        if name in _ASKS_FOR_DATA:
+            answer = self._answer(name, func, args, kwargs)
+            if answer is not None:
+                return answer
         try:
             out = func(*args, **kwargs)
         except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
             raise CountFailed(f"the size of a tensor depends on the data ({name})") from error
         if name == "aten::all":
             expect(out, True)
+        self.routing.follow(name, args, kwargs, out)
         self._count(name, func, args, kwargs, out)
         return out
 
@@ -118,6 +136,23 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             bool(torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()) and not self.differentiates_twice
         )
 
+    def _answer(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The answer of an operation that needs values or sizes that depend on them; None to let torch try."""
+        answer: Any = None
+        if name == "aten::_local_scalar_dense":
+            return self._answer_scalar(args[0])
+        if name == "aten::nonzero":
+            answer = self.routing.nonzero(args[0])
+        elif name == "aten::bincount":
+            answer = self.routing.bincount(args, kwargs)
+        else:
+            indices = self.routing.without_masks(args[1])
+            if indices is not None:
+                answer = func(args[0], indices, *args[2:], **kwargs)
+        if self.routing.was_used:
+            self.assume(ASSUMPTION)
+        return answer
+
     def _count(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         formula = kernels.FORMULAS.get(name)
         if formula is not None:
@@ -154,6 +189,10 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.assumptions[sentence] = None
 
     def _answer_scalar(self, tensor: torch.Tensor) -> bool | int | float | complex:
+        routed = self.routing.scalar(tensor)
+        if routed is not None:
+            self.assume(ASSUMPTION)
+            return routed
         value = self.value_of(tensor)
         if value is not None:
             with outside_modes():
