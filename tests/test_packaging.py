@@ -59,12 +59,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def expected_modules() -> set[str]:
-    """Where each tracked file of the package must lie in the wheel."""
+def expected_files() -> set[str]:
+    """Where each tracked file of the package's folders, modules and data, must lie in the wheel."""
     shipped = set()
     for name in tracked_files():
         path = Path(name)
-        if not (ROOT / name).is_file() or path.suffix not in (".py", ".csv", ".typed"):
+        if not (ROOT / name).is_file():  # the links themselves, or deleted but not committed yet
             continue
         if path.parts[0] == "effprof":
             shipped.add(name)
@@ -77,7 +77,7 @@ def test_the_wheel_holds_the_tracked_modules_and_nothing_else(built: Path) -> No
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert files == expected_modules()
+    assert files == expected_files()
     assert "effprof/callbacks/lightning.py" in files
     assert "effprof/reports/terminal.py" in files
     assert any(name.endswith("accelerators.csv") for name in files)
@@ -87,7 +87,7 @@ def test_the_sdist_holds_the_modules_once(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
-    assert expected_modules() <= files
+    assert expected_files() <= files
     assert {"pyproject.toml", "README.md", "LICENSE"} <= files
 
 
