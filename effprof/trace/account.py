@@ -104,7 +104,7 @@ def account_rank(trace: RankTrace, collectives: dict[int, str], problems: list[P
         )
         return RankKernels(**_fields(_NOTHING), kernels={}, events=trace.events, trace=trace.path)
     labels = label_kernels(trace, collectives)
-    is_send_recv = np.array([label == f"{COMMUNICATION}.send_recv" for label in labels], dtype=bool)
+    is_send_recv = labels.of(f"{COMMUNICATION}.send_recv")
     timeline = make_timeline(trace, is_send_recv)
     (whole,) = split(timeline, np.array([activity.start[0]]), np.array([activity.end.max()]))
     devices = len({int(device) for device in activity.device if device >= 0})

@@ -6,21 +6,26 @@ What is kept grows with the number of device activities and launches (about a te
 from __future__ import annotations
 
 import re
-from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from effprof.trace.events import Args, Event, Number
+from effprof.trace.events import ActivityArgs, Event, LaunchArgs, Number, OperatorArgs, OtherArgs, decode_args
 from effprof.trace.lanes import Lanes
 from effprof.trace.shapes import SHAPED_OPERATORS, Work, work_of
 from effprof.trace.table import Table
 
-KERNEL, COPY, SET, _RUNTIME, _OPERATOR, _ANNOTATION = range(6)
+KERNEL, COPY, SET, _RUNTIME, _OPERATOR, _ANNOTATION, _NO_CATEGORY = range(7)
 NANOSECONDS_FROM = 1e17  # Unix time in µs passes this in the year 5138; in ns it did so in 1973
 _MOST_NAME = 512  # characters of a kernel's name that are kept
+_MOST_RANKS = 65536  # characters of the list of a group's ranks that are kept
 
-_KIND_OF = {
+_KIND_OF: dict[str | None, int] = {
+    None: _NO_CATEGORY,
+    "": _NO_CATEGORY,
     "kernel": KERNEL,
     "Kernel": KERNEL,
     "gpu_memcpy": COPY,
@@ -88,155 +93,194 @@ class Collector:
         self.origin: int | None = None
         self.names: dict[str, int] = {}
         self.threads: dict[Any, int] = {}
-        self.activity = Table("kind", "name", "correlation", "external", "collective", "sequence", "bytes", "device")
+        self.activity = Table(
+            "kind", "name", "correlation", "external", "collective", "sequence", "elements", "bytes", "device"
+        )
         self.launches = Table("correlation", "thread")
         self.annotations = Table("name", "thread", "role")
         self.operators = Table("thread", "external", "work")
         self.work: list[Work] = []
         self.collectives: dict[Collective, int] = {}
-        self.elements = array("q")  # message elements (larger of in and out) per activity with a collective
         self.lanes = Lanes()
         self.unusable = 0
-        self._launch_names: dict[str, bool] = {}
+        self._is_launch: dict[str, bool] = {}
         self._roles: dict[str, int] = {}
 
     def take(self, events: list[Event]) -> None:
         """Add a group of events."""
-        kind_of = _KIND_OF.get
-        shaped = SHAPED_OPERATORS
-        roles = self._roles
+        activity: list[Event] = []
+        kinds: list[int] = []
+        launches: list[Event] = []
+        operators: list[Event] = []
+        kind_of, is_launch, shaped = _KIND_OF.get, self._is_launch, SHAPED_OPERATORS
         for event in events:
-            category = event.cat
-            if not category:
-                self._take_without_category(event)
-                continue
-            kind = kind_of(category)
-            if kind is None or event.ph != "X":
+            kind = kind_of(event.cat)
+            if kind is None:
                 continue
             if kind == _OPERATOR:
-                if event.name in shaped:
-                    self._take_operator(event)
-                elif event.name.startswith("enumerate(DataLoader)"):
-                    self._take_annotation(event, INPUT_WAIT)
+                name = event.name
+                if name in shaped:
+                    operators.append(event)
+                elif name.startswith("enumerate(DataLoader)"):
+                    self._take_annotation(event)
             elif kind == _RUNTIME:
-                self._take_launch(event)
+                name = event.name
+                if name not in is_launch:
+                    is_launch[name] = bool(_LAUNCH.search(name))
+                if is_launch[name]:
+                    launches.append(event)
+            elif kind <= SET:
+                activity.append(event)
+                kinds.append(kind)
             elif kind == _ANNOTATION:
-                role = roles.get(event.name)
-                if role is None:
-                    role = roles[event.name] = annotation_role(event.name)
-                if role != _NOTHING:
-                    self._take_annotation(event, role)
+                self._take_annotation(event)
             else:
-                self._take_activity(event, kind)
+                self._take_without_category(event)
+        self._take_activity(activity, kinds)
+        self._take_launches(launches)
+        self._take_operators(operators)
 
-    def _take_activity(self, event: Event, kind: int) -> None:
-        table = self.activity
-        if not self._place(event, table):
+    def _take_activity(self, events: list[Event], kinds: list[int]) -> None:
+        placed = self._place(events, self.activity)
+        if not len(placed):
             return
-        columns, args = table.columns, event.args or _NO_ARGS
-        columns["kind"].append(kind)
-        columns["name"].append(self._name(event.name))
-        columns["correlation"].append(integer(args.correlation))
-        columns["external"].append(integer(args.external_id))
-        columns["bytes"].append(integer(args.bytes))
-        columns["device"].append(integer(args.device if args.device is not None else event.pid))
-        if kind == KERNEL and (args.collective or args.group_size is not None or args.in_elements is not None):
-            columns["collective"].append(self._collective(args))
-            columns["sequence"].append(integer(args.sequence))
-            self.elements.append(max(integer(args.in_elements), integer(args.out_elements)))
-        else:
-            columns["collective"].append(-1)
-            columns["sequence"].append(-1)
-            self.elements.append(-1)
+        events, kinds = [events[index] for index in placed], [kinds[index] for index in placed]
+        args = decode_args(events, ActivityArgs)
+        collectives = [self._collective(one) for one in args]
+        sizes = np.maximum(integers([one.in_elements for one in args]), integers([one.out_elements for one in args]))
+        self.activity.extend(
+            kind=kinds,
+            name=self._names(event.name for event in events),
+            correlation=integers([one.correlation for one in args]),
+            external=integers([one.external_id for one in args]),
+            collective=collectives,
+            sequence=integers([one.sequence for one in args]),
+            elements=sizes,
+            bytes=integers([one.bytes for one in args]),
+            device=integers(
+                [event.pid if one.device is None else one.device for event, one in zip(events, args, strict=True)]
+            ),
+        )
 
-    def _take_launch(self, event: Event) -> None:
-        name = event.name
-        is_launch = self._launch_names.get(name)
-        if is_launch is None:
-            is_launch = self._launch_names[name] = bool(_LAUNCH.search(name))
-        if not is_launch or event.args is None or event.args.correlation is None:
-            return
-        if self._place(event, self.launches):
-            self.launches.columns["correlation"].append(integer(event.args.correlation))
-            self.launches.columns["thread"].append(self._thread(event.tid))
+    def _take_launches(self, events: list[Event]) -> None:
+        placed = self._place(events, self.launches)
+        if len(placed):
+            events = [events[index] for index in placed]
+            self.launches.extend(
+                correlation=integers([one.correlation for one in decode_args(events, LaunchArgs)]),
+                thread=self._threads(events),
+            )
 
-    def _take_operator(self, event: Event) -> None:
-        work = work_of(event.name, event.args) if event.args else None
-        if work is not None and event.args and self._place(event, self.operators):
-            self.operators.columns["thread"].append(self._thread(event.tid))
-            self.operators.columns["external"].append(integer(event.args.external_id))
-            self.operators.columns["work"].append(len(self.work))
-            self.work.append(work)
+    def _take_operators(self, events: list[Event]) -> None:
+        args = decode_args(events, OperatorArgs)
+        work = [work_of(event.name, one) for event, one in zip(events, args, strict=True)]
+        known = [index for index, one in enumerate(work) if one is not None]
+        placed = self._place([events[index] for index in known], self.operators)
+        known = [known[index] for index in placed]
+        self.operators.extend(
+            thread=self._threads([events[index] for index in known]),
+            external=integers([args[index].external_id for index in known]),
+            work=list(range(len(self.work), len(self.work) + len(known))),
+        )
+        self.work += [one for index in known if (one := work[index]) is not None]
 
-    def _take_annotation(self, event: Event, role: int) -> None:
-        if self._place(event, self.annotations):
-            self.annotations.columns["name"].append(self._name(event.name))
-            self.annotations.columns["thread"].append(self._thread(event.tid))
-            self.annotations.columns["role"].append(role)
+    def _take_annotation(self, event: Event) -> None:
+        role = self._roles.get(event.name)
+        if role is None:
+            role = self._roles[event.name] = annotation_role(event.name)
+        if role != _NOTHING and len(self._place([event], self.annotations)):
+            self.annotations.extend(name=self._names([event.name]), thread=self._threads([event]), role=[role])
 
     def _take_without_category(self, event: Event) -> None:
         """Names of processes, and the exports (Ascend) that tell kinds of events by their process only."""
         if event.ph == "M":
-            if event.name == "process_name" and event.args is not None:
-                self.lanes.name(event.pid, str(event.args.name))
+            if event.name == "process_name":
+                self.lanes.name(event.pid, str(decode_args([event], OtherArgs)[0].name))
         elif event.ph == "X":
-            role = annotation_role(event.name)
-            if role != _NOTHING:
-                self._take_annotation(event, role)
-            elif self.lanes.may_matter(event.pid):
-                table = self.lanes.table
-                if self._place(event, table):
-                    task = (event.args.task_type if event.args else None) or ""
-                    table.columns["name"].append(self._name(event.name))
-                    table.columns["lane"].append(self.lanes.index(event.pid))
-                    table.columns["task"].append(self._name(task))
+            if annotation_role(event.name) != _NOTHING:
+                self._take_annotation(event)
+            elif self.lanes.may_matter(event.pid) and len(self._place([event], self.lanes.table)):
+                task = decode_args([event], OtherArgs)[0].task_type or ""
+                self.lanes.table.extend(
+                    name=self._names([event.name]), lane=[self.lanes.index(event.pid)], task=self._names([task])
+                )
 
-    def _place(self, event: Event, table: Table) -> bool:
-        """Append the event's start and duration to a table; False where it has none that can be used."""
-        start, duration = event.ts, event.dur
+    def _place(self, events: list[Event], table: Table) -> npt.NDArray[np.intp]:
+        """Append start and duration of the events that have usable ones; which of them these are."""
+        events_of = np.arange(len(events), dtype=np.intp)
+        if not events:
+            return events_of
+        if self.origin is None:
+            self.origin = _first_time(events)
+        origin = self.origin
         try:
-            if self.origin is None:
-                self.origin = int(float(start))  # type: ignore[arg-type]
-            if type(start) is str:
-                whole, _, rest = start.partition(".")
-                offset = float(int(whole) - self.origin) + (float(f".{rest}") if rest else 0.0)
-            else:
-                offset = float(start - self.origin)  # type: ignore[operator]
-            lasts = float(duration)  # type: ignore[arg-type]
+            start = np.array([event.ts - origin for event in events], dtype=np.float64)  # type: ignore[operator]
+            duration = np.array([event.dur for event in events], dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
-            self.unusable += 1
-            return False
-        if not (lasts >= 0.0 and lasts < 1e18 and -1e18 < offset < 1e18):
-            self.unusable += 1
-            return False
-        table.start.append(offset)
-        table.duration.append(lasts)
-        return True
+            start = np.array([_offset(event.ts, origin) for event in events])
+            duration = np.array([_offset(event.dur, 0) for event in events])
+        is_usable = (duration >= 0.0) & (duration < 1e18) & (np.abs(start) < 1e18)
+        is_usable &= np.array([event.ph == "X" for event in events])
+        if not is_usable.all():
+            events_of, start, duration = events_of[is_usable], start[is_usable], duration[is_usable]
+            self.unusable += sum(event.ph == "X" for event in events) - len(events_of)
+        table.add_times(start, duration)
+        return events_of
 
-    def _name(self, name: str) -> int:
-        return self.names.setdefault(name if len(name) <= _MOST_NAME else name[:_MOST_NAME], len(self.names))
+    def _names(self, names: Iterable[str]) -> list[int]:
+        known = self.names
+        return [known.setdefault(name if len(name) <= _MOST_NAME else name[:_MOST_NAME], len(known)) for name in names]
 
-    def _thread(self, thread: Number) -> int:
-        return self.threads.setdefault(thread, len(self.threads))
+    def _threads(self, events: list[Event]) -> list[int]:
+        known = self.threads
+        return [known.setdefault(event.tid, len(known)) for event in events]
 
-    def _collective(self, args: Args) -> int:
+    def _collective(self, args: ActivityArgs) -> int:
+        """Index of the collective that Kineto's metadata names; -1 without metadata."""
+        if not args.collective and args.group_size is None and args.in_elements is None:
+            return -1
         collective = Collective(
             name=(args.collective or "").strip()[:_MOST_NAME],
             group=str(args.group_name if args.group_name is not None else "")[:_MOST_NAME],
-            ranks=bytes(args.group_ranks).decode("utf-8", "replace").strip('"')[:65536],
+            ranks=bytes(args.group_ranks).decode("utf-8", "replace").strip('"')[:_MOST_RANKS],
             size=integer(args.group_size),
             dtype=(args.dtype or "")[:_MOST_NAME],
         )
         return self.collectives.setdefault(collective, len(self.collectives))
 
 
-_NO_ARGS = Args()
+def _first_time(events: list[Event]) -> int:
+    """A whole number near the times of a trace, so that differences from it keep their digits."""
+    for event in events:
+        try:
+            return int(float(event.ts))  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return 0
+
+
+def _offset(value: Number, origin: int) -> float:
+    """A time given as a number or as text (Ascend writes "1717575960208020.758"), less the origin; nan for neither."""
+    try:
+        if type(value) is str:
+            whole, _, rest = value.partition(".")
+            sign = -1.0 if whole.startswith("-") else 1.0
+            return float(int(whole) - origin) + (sign * float(f".{rest}") if rest else 0.0)
+        return float(value - origin)  # type: ignore[operator]
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")
+
+
+def integers(values: list[Number]) -> npt.NDArray[np.int64]:
+    """`integer` of each."""
+    try:
+        return np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([integer(value) for value in values], dtype=np.int64)
 
 
 def integer(value: Number) -> int:
     """A 64-bit integer of what a trace gives as a number or as text; -1 where it is none."""
-    if type(value) is int:
-        return value if -(1 << 62) < value < 1 << 62 else -1
     try:
         number = int(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

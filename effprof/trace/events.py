@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import msgspec
 
@@ -11,16 +12,26 @@ Number = int | float | str | None  # exporters differ: numbers, numbers in strin
 _NOTHING = msgspec.Raw(b"")
 
 
-class Args(msgspec.Struct, gc=False):
-    """`args` of an event. Shapes and rank lists stay undecoded until somebody asks."""
+class Event(msgspec.Struct, gc=False):
+    """A Chrome trace event; its arguments are decoded once it is known which ones matter."""
+
+    ph: str = ""
+    cat: str | None = None
+    name: str = ""
+    ts: Number = None
+    dur: Number = None
+    pid: Number = None
+    tid: Number = None
+    args: msgspec.Raw = _NOTHING
+
+
+class ActivityArgs(msgspec.Struct, gc=False):
+    """Arguments of a kernel, a copy or a set; of a collective's kernel also what Kineto writes beside it."""
 
     correlation: Number = None
     external_id: Number = msgspec.field(default=None, name="External id")
     bytes: Number = None
     device: Number = None
-    input_dims: msgspec.Raw = msgspec.field(default=_NOTHING, name="Input Dims")
-    input_type: msgspec.Raw = msgspec.field(default=_NOTHING, name="Input type")
-    concrete_inputs: msgspec.Raw = msgspec.field(default=_NOTHING, name="Concrete Inputs")
     collective: str | None = msgspec.field(default=None, name="Collective name")
     in_elements: Number = msgspec.field(default=None, name="In msg nelems")
     out_elements: Number = msgspec.field(default=None, name="Out msg nelems")
@@ -29,39 +40,33 @@ class Args(msgspec.Struct, gc=False):
     group_name: Number = msgspec.field(default=None, name="Process Group Name")
     group_ranks: msgspec.Raw = msgspec.field(default=_NOTHING, name="Process Group Ranks")
     sequence: Number = msgspec.field(default=None, name="Seq")
+
+
+class LaunchArgs(msgspec.Struct, gc=False):
+    """Arguments of a host call."""
+
+    correlation: Number = None
+
+
+class OperatorArgs(msgspec.Struct, gc=False):
+    """Arguments of an operator; shapes stay undecoded until somebody asks."""
+
+    external_id: Number = msgspec.field(default=None, name="External id")
+    input_dims: msgspec.Raw = msgspec.field(default=_NOTHING, name="Input Dims")
+    input_type: msgspec.Raw = msgspec.field(default=_NOTHING, name="Input type")
+    concrete_inputs: msgspec.Raw = msgspec.field(default=_NOTHING, name="Concrete Inputs")
+
+
+class OtherArgs(msgspec.Struct, gc=False):
+    """Arguments of events that name a process, and of Ascend's tasks."""
+
     name: Number = None
     task_type: str | None = msgspec.field(default=None, name="Task Type")
-
-
-class Event(msgspec.Struct, gc=False):
-    """A Chrome trace event."""
-
-    ph: str = ""
-    cat: str | None = None
-    name: str = ""
-    ts: Number = None
-    dur: Number = None
-    pid: Number = None
-    tid: Number = None
-    args: Args | None = None
-
-
-class BareEvent(msgspec.Struct, gc=False):
-    """An event whose `args` are not of the expected types: it still has its place in time."""
-
-    ph: str = ""
-    cat: str | None = None
-    name: str = ""
-    ts: Number = None
-    dur: Number = None
-    pid: Number = None
-    tid: Number = None
 
 
 _decode_all = msgspec.json.Decoder(list[Event]).decode
 _decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_one = msgspec.json.Decoder(Event).decode
-_decode_bare = msgspec.json.Decoder(BareEvent).decode
 
 # Kineto has written inf and nan where a bandwidth was divided by a duration of zero; JSON has no such numbers.
 _NOT_A_NUMBER = re.compile(rb'("\s*:\s*)[-+]?(?:nan|inf|infinity)(?=\s*[,}\]])', re.IGNORECASE)
@@ -82,7 +87,7 @@ def decode_leniently(group: bytes) -> tuple[list[Event], int]:
     """(events, how many could not be used): for a group that `decode` refused.
 
     Numbers that are not JSON, bytes that are not UTF-8 and control characters are replaced; events of unexpected
-    types are decoded without their arguments, or left out and counted.
+    types are left out and counted.
 
     Raises:
         msgspec.DecodeError, RecursionError: the group is not JSON in spite of that.
@@ -98,18 +103,30 @@ def decode_leniently(group: bytes) -> tuple[list[Event], int]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             try:
                 mended = repair(bytes(part))
-                events.append(_decode_leniently_one(mended))
+                events.append(_decode_one(mended))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 unusable += 1
     return events, unusable
 
 
-def _decode_leniently_one(part: bytes) -> Event:
+_Args = TypeVar("_Args", ActivityArgs, LaunchArgs, OperatorArgs, OtherArgs)
+
+
+def decode_args(events: list[Event], kind: type[_Args]) -> list[_Args]:
+    """The arguments of some events, one each; empty ones where they are missing or of unexpected types."""
+    together = b",".join(event.args or b"null" for event in events)
     try:
-        return _decode_one(part)
-    except msgspec.ValidationError:
-        bare = _decode_bare(part)
-        return Event(bare.ph, bare.cat, bare.name, bare.ts, bare.dur, bare.pid, bare.tid)
+        decoded = msgspec.json.decode(b"[" + together + b"]", type=list[kind | None])  # type: ignore[valid-type]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [_decode_args_of(event, kind) for event in events]
+    return [args if args is not None else kind() for args in decoded]
+
+
+def _decode_args_of(event: Event, kind: type[_Args]) -> _Args:
+    try:
+        return msgspec.json.decode(event.args, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return kind()
 
 
 def repair(group: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from effprof.trace import intervals
@@ -9,7 +11,7 @@ from effprof.trace.collect import OPTIMIZER
 from effprof.trace.intervals import Flags, Floats, Indices
 from effprof.trace.names import COMMUNICATION, MATRIX_FAMILIES, uses_matrix_units
 from effprof.trace.nesting import enclosing
-from effprof.trace.read import KERNEL, SET, RankTrace
+from effprof.trace.read import KERNEL, RankTrace
 from effprof.trace.summary import Copies, Family, KernelTotal, LaunchBound, MatrixUnits
 from effprof.trace.windows import US
 
@@ -23,44 +25,53 @@ _DTYPE_BYTES = {
 }  # fmt: skip
 
 
-def label_kernels(trace: RankTrace, collectives: dict[int, str]) -> list[str]:
-    """Per activity its family; communication as `communication.KIND`; empty for copies and sets.
+class Labels(NamedTuple):
+    """Per activity the index of its family in `names`; -1 for copies and sets."""
+
+    codes: Indices
+    names: list[str]
+
+    def of(self, name: str) -> Flags:
+        return self.codes == self.names.index(name) if name in self.names else np.zeros(len(self.codes), dtype=bool)
+
+
+def label_kernels(trace: RankTrace, collectives: dict[int, str]) -> Labels:
+    """The family of each kernel; communication as `communication.KIND`.
 
     Args:
         collectives: as `name_collectives` gives them.
     """
     activity = trace.activity
+    found = {f"{COMMUNICATION}.{kind}" for kind in collectives.values()} | set(trace.families) | {"optimizer"}
+    names = sorted(found)
+    index = {name: at for at, name in enumerate(names)}
+    by_name = np.array([index[family] for family in trace.families], dtype=np.intp)
+    codes = by_name[activity.name]
     updates = trace.annotations.of(OPTIMIZER)
-    in_update = enclosing(activity.launch_start, activity.launch_thread, updates.start, updates.end, updates.thread)
-    names, kinds = activity.name.tolist(), activity.kind.tolist()
-    labels = []
-    for index, (name, kind, update) in enumerate(zip(names, kinds, in_update.tolist(), strict=True)):
-        if kind != KERNEL:
-            labels.append("")
-        elif index in collectives:
-            labels.append(f"{COMMUNICATION}.{collectives[index]}")
-        else:
-            family = trace.families[name]
-            labels.append("optimizer" if update >= 0 and family in _OPTIMIZER_PARTS else family)
-    return labels
+    if len(updates.start):
+        is_in_update = enclosing(
+            activity.launch_start, activity.launch_thread, updates.start, updates.end, updates.thread
+        )
+        is_part = np.isin(codes, [index[part] for part in _OPTIMIZER_PARTS if part in index])
+        codes[(is_in_update >= 0) & is_part] = index["optimizer"]
+    for at, kind in collectives.items():
+        codes[at] = index[f"{COMMUNICATION}.{kind}"]
+    codes[activity.kind != KERNEL] = -1
+    return Labels(codes, names)
 
 
-def measure_families(trace: RankTrace, labels: list[str], compute: intervals.Intervals) -> dict[str, Family]:
+def measure_families(trace: RankTrace, labels: Labels, compute: intervals.Intervals) -> dict[str, Family]:
     """Every family's kernels, the one with most time first.
 
     Args:
-        labels: as `label_kernels` gives them.
         compute: when kernels other than communication run.
     """
     activity = trace.activity
-    if not len(activity):
-        return {}
     window = float(activity.end.max() - activity.start[0])
-    label = np.array(labels)
     operator = _operators_of(trace)
     families = {}
-    for name in sorted(set(labels) - {""}):
-        mask = label == name
+    for code in np.unique(labels.codes[labels.codes >= 0]):
+        name, mask = labels.names[code], labels.codes == code
         covered = intervals.union(activity.start[mask], activity.end[mask])
         union = intervals.length(covered)
         is_communication = name.startswith(COMMUNICATION)
@@ -99,29 +110,25 @@ def _rate(trace: RankTrace, family: Family, mask: Flags, operator: Indices) -> N
     shaped = mask & (operator >= 0)
     if not shaped.any():
         return
-    seconds = float((activity.end - activity.start)[shaped].sum()) * US
-    calls = np.unique(operator[shaped])
-    # a call's work is done by its main kernel: what only reduces or fills for it has no rate of its own
-    longest: dict[int, float] = {}
-    for index in np.flatnonzero(operator >= 0):
-        if not activity.is_communication[index] and activity.kind[index] == KERNEL:
-            at = int(operator[index])
-            longest[at] = max(longest.get(at, 0.0), float(activity.end[index] - activity.start[index]))
-    in_family: dict[int, float] = {}
-    for index in np.flatnonzero(shaped):
-        at = int(operator[index])
-        in_family[at] = max(in_family.get(at, 0.0), float(activity.end[index] - activity.start[index]))
-    calls = np.array([at for at in calls if in_family[int(at)] >= longest[int(at)]], dtype=np.intp)
-    if not len(calls) or seconds <= 0:
-        return
+    duration = activity.end - activity.start
+    is_compute = (operator >= 0) & (activity.kind == KERNEL) & ~activity.is_communication
+    # a call's work is its main kernel's: what only fills or reduces for it has no rate of its own
+    longest = np.zeros(len(operators.start))
+    np.maximum.at(longest, operator[is_compute], duration[is_compute])
+    here = np.full(len(operators.start), -1.0)
+    np.maximum.at(here, operator[shaped], duration[shaped])
+    calls = np.flatnonzero((here >= longest) & (here >= 0))
+    seconds = float(duration[shaped].sum()) * US
     flops = float(operators.flops[calls].sum())
+    if not len(calls) or seconds <= 0 or flops <= 0:
+        return
     family.shaped_s = seconds
     family.flops_per_s = flops / seconds
     family.bytes_per_s = float(operators.bytes[calls].sum()) / seconds
-    by_dtype: dict[str, float] = {}
-    for at in calls:
-        by_dtype[operators.dtype[at]] = by_dtype.get(operators.dtype[at], 0.0) + float(operators.flops[at])
-    family.dtypes = {dtype: value / flops for dtype, value in by_dtype.items() if flops}
+    dtypes = np.array(operators.dtype)[calls]
+    family.dtypes = {
+        str(dtype): float(operators.flops[calls][dtypes == dtype].sum()) / flops for dtype in np.unique(dtypes)
+    }
 
 
 def _message_bytes(trace: RankTrace, mask: Flags) -> float | None:
@@ -134,33 +141,36 @@ def _message_bytes(trace: RankTrace, mask: Flags) -> float | None:
     return total if is_known else None
 
 
-def top_kernels(trace: RankTrace, labels: list[str]) -> list[KernelTotal]:
+def top_kernels(trace: RankTrace, labels: Labels) -> list[KernelTotal]:
     """The kernels with the most time, by name and family."""
-    totals: dict[tuple[int, str], list[float]] = {}
-    duration = trace.activity.end - trace.activity.start
-    for index, label in enumerate(labels):
-        if label:
-            entry = totals.setdefault((int(trace.activity.name[index]), label), [0.0, 0.0])
-            entry[0] += 1
-            entry[1] += float(duration[index])
-    ordered = sorted(totals.items(), key=lambda item: -item[1][1])[:_TOP]
+    is_kernel = labels.codes >= 0
+    keys = trace.activity.name[is_kernel] * len(labels.names) + labels.codes[is_kernel]
+    distinct, which, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    totals = np.bincount(which, weights=(trace.activity.end - trace.activity.start)[is_kernel])
+    order = np.argsort(-totals, kind="stable")[:_TOP]
     return [
-        KernelTotal(name=trace.names[name], family=label, count=int(count), total_s=total * US)
-        for (name, label), (count, total) in ordered
+        KernelTotal(
+            name=trace.names[int(distinct[at]) // len(labels.names)],
+            family=labels.names[int(distinct[at]) % len(labels.names)],
+            count=int(counts[at]),
+            total_s=float(totals[at]) * US,
+        )
+        for at in order
     ]
 
 
-def measure_matrix_units(trace: RankTrace, labels: list[str]) -> MatrixUnits | None:
+def measure_matrix_units(trace: RankTrace, labels: Labels) -> MatrixUnits | None:
     """How much of the matrix work's kernel time ran on matrix units; None without matrix work."""
-    duration = trace.activity.end - trace.activity.start
-    sums: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
-    is_any = False
-    for index, label in enumerate(labels):
-        if label in MATRIX_FAMILIES:
-            is_any = True
-            sums[uses_matrix_units(trace.names[int(trace.activity.name[index])])] += float(duration[index]) * US
-    if not is_any:
+    is_matrix = np.isin(
+        labels.codes, [labels.names.index(family) for family in MATRIX_FAMILIES if family in labels.names]
+    )
+    if not is_matrix.any():
         return None
+    sums: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
+    names = trace.activity.name[is_matrix]
+    totals = np.bincount(names, weights=(trace.activity.end - trace.activity.start)[is_matrix])
+    for name in np.unique(names):
+        sums[uses_matrix_units(trace.names[name])] += float(totals[name]) * US
     told = sums[True] + sums[False]
     return MatrixUnits(
         share=sums[True] / told if told else None, used_s=sums[True], unused_s=sums[False], unknown_s=sums[None]
@@ -191,16 +201,13 @@ def measure_launches(trace: RankTrace) -> LaunchBound | None:
 def measure_copies(trace: RankTrace) -> dict[str, Copies]:
     """Copies by direction (`HtoD`, `DtoH`, `DtoD`, `PtoP`, …) and sets, the one with most time first."""
     activity = trace.activity
-    by_name = {index: _direction(trace.names[index]) for index in np.unique(activity.name)}
-    direction = np.array(
-        [
-            "" if kind == KERNEL else "set" if kind == SET else by_name[name]
-            for kind, name in zip(activity.kind, activity.name, strict=True)
-        ]
-    )
+    is_copy = activity.kind != KERNEL
+    directions: dict[str, list[int]] = {}
+    for name in np.unique(activity.name[is_copy]):
+        directions.setdefault(_direction(trace.names[name]), []).append(int(name))
     copies = {}
-    for name in sorted(set(direction.tolist()) - {""}):
-        mask = direction == name
+    for name, members in sorted(directions.items()):
+        mask = is_copy & np.isin(activity.name, members)
         sizes: Floats = activity.bytes[mask].astype(np.float64)
         copies[name] = Copies(
             count=int(mask.sum()),
@@ -212,8 +219,10 @@ def measure_copies(trace: RankTrace) -> dict[str, Copies]:
 
 
 def _direction(name: str) -> str:
-    """`HtoD` of "Memcpy HtoD (Pageable -> Device)" and of what other runtimes write."""
+    """`HtoD` of "Memcpy HtoD (Pageable -> Device)" and of what other runtimes write; `set` of a memset."""
     lower = name.lower().replace("_", "")
+    if "memset" in lower or "fill" in lower:
+        return "set"
     for direction in ("HtoD", "DtoH", "DtoD", "PtoP", "HtoH"):
         short, long = direction.lower(), _LONG[direction]
         if short in lower or long in lower or short.replace("to", "2") in lower:

@@ -178,7 +178,6 @@ def _activity(collector: Collector, names: list[str], families: list[str], scale
     """(the rank's device activity in order of start, how many rows were left out for garbage times)."""
     table = collector.activity
     columns: dict[str, Any] = {name: table.column(name) for name in table.columns}
-    columns["elements"] = np.array(collector.elements, dtype=np.intp)
     start, end = table.starts(scale), table.ends(scale)
     family_is = np.array([family == COMMUNICATION for family in families], dtype=bool)
     # Kineto's metadata first, then the name; metadata of a group without a collective's name still counts

@@ -6,11 +6,12 @@ FLOPs are 2 per multiply-add of what the operator executes; bytes are each opera
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
 
-from effprof.trace.events import Args
+from effprof.trace.events import OperatorArgs
 
 _BYTES_OF = {
     "float": 4,
@@ -60,15 +61,23 @@ class Work(NamedTuple):
     dtype: str
 
 
-def work_of(name: str, args: Args) -> Work | None:
+def work_of(name: str, args: OperatorArgs) -> Work | None:
     """FLOPs, bytes and dtype of a call of one of `SHAPED_OPERATORS`; None without usable shapes."""
-    dims, types = _decode(args.input_dims), _decode(args.input_type)
+    texts = bytes(args.input_dims), bytes(args.input_type), bytes(args.concrete_inputs)
+    if not texts[0] or sum(map(len, texts)) > _MOST_SHAPE_BYTES:
+        return None
+    return _work_of(name, *texts)
+
+
+@lru_cache(maxsize=4096)  # a training repeats the same few hundred calls
+def _work_of(name: str, dims_text: bytes, types_text: bytes, concrete_text: bytes) -> Work | None:
+    dims, types, concrete = _decode(dims_text), _decode(types_text), _decode(concrete_text)
     if not isinstance(dims, list) or not isinstance(types, list):
         return None
     try:
         if name in _PRODUCTS:
             return _product(dims, types, _PRODUCTS[name])
-        return _attention(dims, types, _decode(args.concrete_inputs), *_ATTENTION[name])
+        return _attention(dims, types, concrete, *_ATTENTION[name])
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
 
@@ -120,11 +129,8 @@ def _shape(value: Any) -> list[int]:
     return shape
 
 
-def _decode(raw: msgspec.Raw) -> Any:
-    text = bytes(raw)
-    if not text or len(text) > _MOST_SHAPE_BYTES:
-        return None
+def _decode(text: bytes) -> Any:
     try:
-        return msgspec.json.decode(text)
+        return msgspec.json.decode(text) if text else None
     except (msgspec.DecodeError, RecursionError):
         return None
