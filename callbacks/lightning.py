@@ -59,6 +59,9 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         telemetry: whether each node runs a sampler process for power, clocks, utilisation and host load.
         experts_every_n_steps: how often an MoE's expert load is sampled; 0 turns it off.
         routers: names routers that effprof does not know (see `effprof.measure.experts`).
+        kernel_window: True records a few steps with torch's own profiler once, N every N steps: the account is then
+            split by kernels. Without it, `touch RUN/profile` or SIGUSR2 asks for a window.
+        keep_trace: whether the raw traces of kernel windows are kept beside the log.
     """
 
     _is_first_batch: bool
@@ -75,6 +78,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         telemetry: bool = True,
         experts_every_n_steps: int = 50,
         routers: Mapping[str, Any] | None = None,
+        kernel_window: bool | int = False,
+        keep_trace: bool = False,
     ) -> None:
         super().__init__()
         self._log_metrics = log_metrics
@@ -87,6 +92,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             "telemetry": telemetry,
             "experts_every_n_steps": experts_every_n_steps,
             "routers": routers,
+            "kernel_window": kernel_window,
+            "keep_trace": keep_trace,
         }
         # before Lightning launches the other ranks of this machine, which find it in their environment
         self._own_id = prepare_own_id()

@@ -8,6 +8,7 @@ names on the trainer's own profiler object and passes them on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from effprof.measure.clock import CHECKPOINT, FORWARD, HOST_TO_DEVICE, INPUT_WAIT, LOGGING, OTHER, PhaseClock
@@ -94,13 +95,13 @@ class ActionListener:
 
 def watch_loggers(trainer: Any, clock: PhaseClock) -> list[Callable[[], None]]:
     """Book time in the Trainer's loggers to `logging`; returns what takes that back."""
-    undo = []
+    undo: list[Callable[[], None]] = []
     for logger in trainer.loggers:
         for name in ("log_metrics", "save"):
             method = getattr(logger, name, None)
             if callable(method) and name not in vars(logger):
                 setattr(logger, name, _in_phase(method, LOGGING, clock))
-                undo.append(lambda logger=logger, name=name: vars(logger).pop(name, None))
+                undo.append(partial(delattr, logger, name))
     return undo
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from effprof.analysis.model import ACCOUNT_LINES, Account, Warning
 from effprof.analysis.steps import JobSteps, column, seconds_in, steps_reached_before, world_size
+from effprof.analysis.windows import WindowShares, book_profiling, window_shares
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import PHASES, STEP_PHASES
 
@@ -21,8 +22,8 @@ DEVICE_TOLERANCE = 0.02
 # Steps whose device time must have been sampled before it is taken to stand for the others.
 MIN_SAMPLED_STEPS = 3
 _NANOSECOND = 1e-9
-# What neither basis of this version can tell apart; `step.host_gap` is measured on the device basis.
-NOT_MEASURED = ("step.exposed_communication", "step.pipeline_bubble")
+# Only kernels tell these apart; `step.host_gap` is measured on the device basis too.
+ONLY_KERNELS = ("step.exposed_communication", "step.pipeline_bubble")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def account(run: Run, steps: JobSteps) -> RunAccount:
     """
     windows = attempt_windows(run)
     sampled = sum(int(np.isfinite(column(r, "device_forward_ns")).sum()) for a in run.attempts for r in a.ranks)
-    basis = "device" if sampled >= MIN_SAMPLED_STEPS else "host"
+    shares_of = window_shares(run)
+    basis = "kernel" if shares_of else "device" if sampled >= MIN_SAMPLED_STEPS else "host"
     warnings: list[Warning] = []
     job = _empty(basis)
     ranks: dict[int, Account] = {}
@@ -66,9 +68,10 @@ def account(run: Run, steps: JobSteps) -> RunAccount:
     ):
         shares = []
         for rank in attempt.ranks:
-            steady_row = steps.first_steady_row(place, rank.header.rank) if basis == "device" else rank.steps
+            steady_row = rank.steps if basis == "host" else steps.first_steady_row(place, rank.header.rank)
+            window_of = shares_of.get((place, rank.header.rank))
             is_given_up = rank.end.status == "failed" if rank.end else place < len(run.attempts) - 1
-            lines = _rank_lines(rank, window, reached, steady_row, basis, is_given_up, warnings)
+            lines = _rank_lines(rank, window, reached, steady_row, basis, window_of, is_given_up, warnings)
             shares.append(lines)
             own = ranks.setdefault(rank.header.rank, Account(basis=basis, wall_s=0.0, lines=_empty(basis)))
             _add(own.lines, lines, 1.0)
@@ -104,7 +107,7 @@ def attempt_windows(run: Run) -> list[Window]:
 
 
 def _empty(basis: str) -> dict[str, float]:
-    absent = set(NOT_MEASURED) | (set() if basis == "device" else {"step.host_gap"})
+    absent = {"host": {*ONLY_KERNELS, "step.host_gap"}, "device": set(ONLY_KERNELS)}.get(basis, set())
     return {name: 0.0 for name in ACCOUNT_LINES if name not in absent}
 
 
@@ -125,11 +128,13 @@ def _rank_lines(
     reached: float,
     steady_row: int,
     basis: str,
+    recorded: WindowShares | None,
     is_given_up: bool,
     warnings: list[Warning],
 ) -> dict[str, float]:
     lines = _empty(basis)
     phases = {name: seconds_in(rank, (name,)) for name in PHASES}
+    book_profiling(rank, phases)
     # relative to the window, so that no digits are lost to the size of Unix time
     offset_s = rank.header.wall_s - window.start_s
     spans = [(span.name, span.start_ns, span.end_ns) for span in rank.spans if not span.inside_step]
@@ -153,7 +158,7 @@ def _rank_lines(
     is_repeated = np.nan_to_num(column(rank, "step"), nan=np.inf) <= reached
     share = np.divide(kept, durations, out=np.zeros_like(kept), where=durations > 0)
     is_on_device = ~is_repeated & (np.arange(rank.steps) >= steady_row)
-    _add_steps(lines, rank, phases, share[: rank.steps], is_repeated, is_on_device, warnings)
+    _add_steps(lines, rank, phases, share[: rank.steps], is_repeated, is_on_device, recorded, warnings)
     last_step_s = float(step_ends[-1]) if rank.steps else 0.0
     for name, seconds, start in zip(names, kept[rank.steps :].tolist(), edges[:, 0].tolist(), strict=True):
         line = f"step.{name}" if name in STEP_PHASES else name
@@ -184,10 +189,15 @@ def _add_steps(
     share: Array,
     is_repeated: NDArray[np.bool_],
     is_on_device: NDArray[np.bool_],
+    recorded: WindowShares | None,
     warnings: list[Warning],
 ) -> None:
     """Add the steps' phases; those of repeated steps are lost, while what they did beside the step keeps its line."""
-    is_split = is_on_device.any() and _add_device_steps(lines, rank, phases, share, is_on_device, warnings)
+    is_split = bool(is_on_device.any())
+    if is_split and recorded is not None:
+        _add_recorded_steps(lines, phases, share, is_on_device, recorded)
+    elif is_split:
+        is_split = _add_device_steps(lines, rank, phases, share, is_on_device, warnings)
     on_host = ~is_repeated & ~(is_on_device & is_split)
     for name, seconds in phases.items():
         if name not in STEP_PHASES:
@@ -195,6 +205,20 @@ def _add_steps(
             continue
         lines[f"step.{name}"] += float((seconds * share)[on_host].sum())
         lines["lost_steps"] += float((seconds * share)[is_repeated].sum())
+
+
+def _add_recorded_steps(
+    lines: dict[str, float], phases: dict[str, Array], share: Array, rows: NDArray[np.bool_], recorded: WindowShares
+) -> None:
+    """Split the steps in `rows` as the kernel windows were: by phase where host and device are one, else whole."""
+    spent = {name: float((phases[name] * share)[rows].sum()) for name in STEP_PHASES}
+    if not recorded.by_phase:
+        for line, part in recorded.lines.items():
+            lines[line] += part * sum(spent.values())
+        return
+    for name, seconds in spent.items():
+        for line, part in (recorded.by_phase.get(name) or {f"step.{name}": 1.0}).items():
+            lines[line] += part * seconds
 
 
 def _add_device_steps(

@@ -20,6 +20,7 @@ from effprof.analysis.outcome import outcome
 from effprof.analysis.ranks import measure_ranks
 from effprof.analysis.steps import JobSteps, job_steps, world_size
 from effprof.analysis.waterfall import Facts, make_waterfall
+from effprof.analysis.windows import window_accounts, window_families
 from effprof.runlog.reader import Run
 
 MAX_PER_CODE = 5  # distinct messages of one kind that are listed
@@ -54,6 +55,7 @@ def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None =
     memory, memory_warnings = measure_memory(run)
     moe, moe_warnings = measure_moe(run)
     ranks, spread = measure_ranks(run, steps, time_account)
+    kernels, kernel_warnings = window_accounts(run)
     ended, reason, end_warnings = outcome(run, time.time() if now_s is None else now_s)
     analysis = Analysis(
         run=_facts(run, time_account, ended, reason),
@@ -65,9 +67,11 @@ def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None =
             efficiency,
             Facts(
                 recompute_share=run.record.flops.recompute_share,
+                families=window_families(run),
                 derating=measure_derating(run, steps, peak.flops_per_s),
             ),
         ),
+        kernel_account=kernels,
         memory=memory,
         moe=moe,
         ranks=ranks,
@@ -82,6 +86,7 @@ def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None =
                 *_recorded_warnings(run, has_peak=peak.flops_per_s is not None),
                 *memory_warnings,
                 *moe_warnings,
+                *kernel_warnings,
             ]
         ),
     )

@@ -85,6 +85,7 @@ def measure_efficiency(
             total=len(steps.step),
             steady=int(steps.is_steady.sum()),
             repeated=int(steps.is_repeated.sum()),
+            profiled=int(steps.is_profiled.sum()),
             rules=steps.rules,
         ),
         tokens_per_step=_mean(steps.steady(steps.counts["tokens"])),

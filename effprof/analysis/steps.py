@@ -34,6 +34,7 @@ class JobSteps:
         counts: counter → sum over the data-parallel ranks.
         flops: convention → model FLOPs of the whole job.
         is_steady: whether it lies behind its attempt's warm-up.
+        is_profiled: whether a kernel window slowed it; such a step is never steady.
         is_repeated: whether an earlier attempt had already made it.
         rules: per attempt, how the warm-up was found.
         rank_rows: per attempt, rank → rows of its log that `step` of this attempt refers to.
@@ -47,6 +48,7 @@ class JobSteps:
     flops: dict[str, Array]
     is_steady: NDArray[np.bool_]
     is_repeated: NDArray[np.bool_]
+    is_profiled: NDArray[np.bool_]
     rules: list[str]
     rank_rows: list[dict[int, NDArray[np.int64]]]
 
@@ -73,6 +75,7 @@ class _AttemptSteps:
     counts: dict[str, Array]
     flops: dict[str, Array]
     rows: dict[int, NDArray[np.int64]]
+    is_profiled: NDArray[np.bool_]
 
 
 def job_steps(run: Run) -> tuple[JobSteps, list[Warning]]:
@@ -81,11 +84,12 @@ def job_steps(run: Run) -> tuple[JobSteps, list[Warning]]:
     parts = [_attempt_steps(run, attempt, warnings) for attempt in run.attempts]
     is_steady, is_repeated, rules = [], [], []
     for attempt, part, reached in zip(run.attempts, parts, steps_reached_before(run), strict=True):
-        index, rule = steady_start(part.seconds)
-        if not has_settled(part.seconds, index):
+        usual = _without_profiled(part)
+        index, rule = steady_start(usual)
+        if not has_settled(usual, index):
             warnings.append(Warning(code="not_steady", message=f"attempt {attempt.index}: {rule}"))
         rules.append(rule if len(parts) == 1 else f"attempt {attempt.index}: {rule}")
-        is_steady.append(np.arange(len(part.step)) >= index)
+        is_steady.append((np.arange(len(part.step)) >= index) & ~part.is_profiled)
         is_repeated.append(part.step <= reached)
     steps = JobSteps(
         attempt=_join([np.full(len(part.step), i, np.int64) for i, part in enumerate(parts)], np.int64),
@@ -96,6 +100,7 @@ def job_steps(run: Run) -> tuple[JobSteps, list[Warning]]:
         flops={name: _join([part.flops[name] for part in parts]) for name in CONVENTIONS},
         is_steady=_join(is_steady, np.bool_),
         is_repeated=_join(is_repeated, np.bool_),
+        is_profiled=_join([part.is_profiled for part in parts], np.bool_),
         rules=rules,
         rank_rows=[part.rows for part in parts],
     )
@@ -167,9 +172,20 @@ def _attempt_steps(run: Run, whole: Attempt, warnings: list[Warning]) -> _Attemp
     )
     scale = _missing_rank_scale(run, attempt, warnings)
     counts, flops = _sum_over_job(run, attempt, rows, scale, len(common), warnings)
+    profiled = np.zeros(len(common), np.bool_)
+    for rank in attempt.ranks:
+        profiled |= np.nan_to_num(column(rank, "profiled"))[rows[rank.header.rank]] > 0
     return _AttemptSteps(
-        common.astype(np.int64), _step_seconds(attempt.ranks, rows), world_size(attempt), counts, flops, rows
+        common.astype(np.int64), _step_seconds(attempt.ranks, rows), world_size(attempt), counts, flops, rows, profiled
     )
+
+
+def _without_profiled(part: _AttemptSteps) -> Array:
+    """The steps' times, those in a kernel window replaced by the usual one, so that they set no rule."""
+    slowed = part.is_profiled
+    if not slowed.any() or slowed.all():
+        return part.seconds
+    return np.where(slowed, np.median(part.seconds[~slowed]), part.seconds)
 
 
 def _step_numbers(rank: RankLog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

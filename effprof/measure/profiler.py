@@ -7,16 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from effprof.errors import EffprofError
-from effprof.measure.clock import EFFPROF, INPUT_WAIT, OPTIMIZER, OTHER, PHASE_NUMBER, PhaseClock
+from effprof.measure.clock import EFFPROF, OTHER, PhaseClock
 from effprof.measure.compile_watch import CompileWatch
 from effprof.measure.detection import Detection, detect_workload, state_bytes
 from effprof.measure.device_clock import DeviceClock, device_of, make_device_clock
 from effprof.measure.experts import ExpertLoad
+from effprof.measure.kernel_window import KernelWindow
 from effprof.measure.live import Live, live_figures
 from effprof.measure.placement import Placement, placement_from_environment
+from effprof.measure.plain_loop import PlainLoop
 from effprof.measure.session import Session
 from effprof.measure.tokens import TokenCounter
 from effprof.runlog.layout import prepare_own_id
@@ -25,10 +27,8 @@ from effprof.runlog.schema import Line
 if TYPE_CHECKING:
     import torch
 
-Batch = TypeVar("Batch")
 
-
-class StepProfiler:
+class StepProfiler(PlainLoop):
     """Measures the steps of a training loop and writes them to a run directory.
 
     In a plain loop, per micro-batch::
@@ -59,6 +59,9 @@ class StepProfiler:
         telemetry: whether to run the telemetry sampler (one process per node).
         experts_every_n_steps: how often the expert load of an MoE is sampled; 0 turns it off.
         routers: names routers that effprof does not know; see `effprof.measure.experts`.
+        kernel_window: True records a few steps with torch's own profiler once, N every N steps: the account is then
+            split by kernels. Without it, `touch RUN/profile` or SIGUSR2 asks for a window.
+        keep_trace: whether the raw traces of kernel windows are kept beside the log.
         own_id: the run's id where an adapter prepared it earlier (see `effprof.runlog.layout.prepare_own_id`).
     """
 
@@ -75,6 +78,8 @@ class StepProfiler:
         telemetry: bool = True,
         experts_every_n_steps: int = 50,
         routers: Mapping[str, Any] | None = None,
+        kernel_window: bool | int = False,
+        keep_trace: bool = False,
         own_id: str | None = None,
     ) -> None:
         if accumulate < 1:
@@ -89,6 +94,8 @@ class StepProfiler:
         self._telemetry = telemetry
         self._experts_every = experts_every_n_steps
         self._routers = routers
+        self._kernel_window = kernel_window
+        self._keep_trace = keep_trace
         self._own_id = own_id or prepare_own_id()
         self._session: Session | None = None
         self._detection: Detection | None = None
@@ -96,70 +103,14 @@ class StepProfiler:
         self._device_clock: DeviceClock | None = None
         self._experts: ExpertLoad | None = None
         self._compile: CompileWatch | None = None
+        self._window: KernelWindow | None = None
         self._steps = 0
         self._given_flops = 0
         self._is_on_device = False
         self._is_closing = False
         self.clock: PhaseClock | None = None
 
-    # What a plain loop uses.
-
-    def watch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the loader's batches; time in the loader is input wait, every `accumulate` batches are a step."""
-        clock = self._require_open()
-        clock.begin_steps()
-        batches = iter(loader)
-        done = 0
-        while True:
-            clock.switch(INPUT_WAIT)
-            try:
-                batch = next(batches)
-            except StopIteration:
-                clock.switch(OTHER)
-                return
-            clock.switch(OTHER)
-            self.count_batch(batch)
-            try:
-                yield batch
-            except GeneratorExit:
-                # a loop that is left after its optimizer step has still done the step
-                if clock.has_spent(OPTIMIZER) or clock.phase == OPTIMIZER:
-                    self.end_micro_batch()
-                    self.end_step(self._steps + 1)
-                raise
-            self.end_micro_batch()
-            done += 1
-            if done % self._accumulate == 0:
-                self.end_step(self._steps + 1)
-
-    @contextmanager
-    def step(self, batch: Any = None) -> Iterator[None]:
-        """One optimizer step. `batch`, where given, is what its tokens are counted from."""
-        clock = self._require_open()
-        clock.begin_steps()
-        if batch is not None:
-            self.count_batch(batch)
-        yield
-        self.end_micro_batch()
-        self.end_step(self._steps + 1)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """A span of the step: input_wait, host_to_device, forward, backward, optimizer, generation, evaluation, …
-
-        Raises:
-            EffprofError: `name` is not a phase.
-        """
-        number = PHASE_NUMBER.get(name)
-        if number is None:
-            raise EffprofError(f"unknown phase {name!r}", f"use one of {', '.join(PHASE_NUMBER)}")
-        clock = self._require_open()
-        before = clock.phase
-        clock.switch(number)
-        try:
-            yield
-        finally:
-            clock.switch(before)
+    # What a plain loop uses, beside `watch`, `step` and `phase`.
 
     def close(self, status: str = "completed", reason: str = "") -> None:
         """Finish the log and say where it is."""
@@ -170,6 +121,8 @@ class StepProfiler:
         atexit.unregister(self._close_at_exit)
         if self._experts is not None:
             self._experts.close()
+        if self._window is not None:
+            self._window.close()
         if self._compile is not None:
             session.record.config["compile_is_measured"] = self._compile.is_complete
             self._compile.remove()
@@ -226,7 +179,7 @@ class StepProfiler:
         if self._is_on_device:
             self._device_clock = make_device_clock(device)
         self._tokens = TokenCounter(causal=None, window=None, tokens_fn=self._tokens_fn)
-        late = [self._poll_tokens]
+        late = [self._poll_tokens, lambda: self._window.take_late() if self._window is not None else []]
         if self._device_clock is not None:
             late.append(self._device_clock.poll)
         self._session = Session(
@@ -246,6 +199,10 @@ class StepProfiler:
         self._compile.install()
         if self._device_clock is not None:
             self.clock.on_device_switch = self._device_clock.mark
+        with self._guarded("kernel window"):
+            self._window = KernelWindow(
+                self._session, self.clock, every=self._kernel_window, keep_trace=self._keep_trace
+            )
         if self._model is not None and self._experts_every > 0:
             with self._guarded("expert load"):
                 self._experts = ExpertLoad(self._model, every_n_steps=self._experts_every, routers=self._routers)
@@ -316,6 +273,8 @@ class StepProfiler:
                 device_clock.begin(OTHER)
         if self._experts is not None:
             self._experts.on_step_end(step)
+        if self._window is not None:
+            self._window.on_step_end(sequence, step)
         if sequence < 2 and self._compile is not None:
             self._compile.note_late_load()
         if sequence == 0 and self._model is not None:
@@ -382,6 +341,8 @@ class StepProfiler:
         lines: list[Line] = []
         if self._experts is not None:
             lines += self._experts.poll()
+        if self._window is not None:
+            self._window.poll()
         if self._device_clock is not None and self._device_clock.failure and self._session is not None:
             message = f"device time is not measured any more ({self._device_clock.failure})"
             self._session.warn("device_clock_disabled", message, aloud=False)

@@ -107,7 +107,7 @@ class Session:
             wall_s=time.time(),
             process_start_s=started_s,
         )
-        directory = self.run_dir / attempt_name(attempt)
+        self.directory = directory = self.run_dir / attempt_name(attempt)
         writer = RankWriter(directory, header)
         self.clock = PhaseClock(taken_over_ns, self._add_span)
         self._process = psutil.Process()

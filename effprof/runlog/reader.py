@@ -20,6 +20,7 @@ from effprof.runlog.schema import (
     Event,
     Experts,
     Header,
+    Kernels,
     Line,
     Memory,
     Probe,
@@ -69,6 +70,7 @@ class RankLog:
     last_ns: int
     skipped_lines: int
     torn: bool
+    kernels: list[Kernels] = field(default_factory=list)
 
     def wall(self, monotonic_ns: float) -> float:
         """Unix time of this host's monotonic clock reading."""
@@ -310,6 +312,7 @@ def build_rank(segments: list[SegmentLines], path: str) -> RankLog:
         last_ns=segments[0].header.monotonic_ns,
         skipped_lines=sum(segment.skipped for segment in segments),
         torn=any(segment.torn for segment in segments),
+        kernels=[line for line in lines if isinstance(line, Kernels)],
     )
     for span in rank.spans:
         if span.start_ns < 0 or span.end_ns < span.start_ns:

@@ -77,7 +77,8 @@ class Steps(msgspec.Struct, tag="steps", tag_field="type", kw_only=True):
     """A block of consecutive optimizer steps, one array per column, all of length `n`.
 
     Columns: `step` (the framework's optimizer-step index after the step), `end_ns`, `<phase>_ns` for `PHASES`
-    that occurred, `device_<phase>_ns` where device events were read, `micro_batches`, and `COUNTERS`.
+    that occurred, `device_<phase>_ns` where device events were read, `micro_batches`, `COUNTERS`, and `profiled` = 1
+    for steps that a kernel window slowed.
     """
 
     n: int
@@ -134,6 +135,24 @@ class Telemetry(msgspec.Struct, tag="telemetry", tag_field="type", kw_only=True)
     missing: dict[str, str] = {}
 
 
+class Kernels(msgspec.Struct, tag="kernels", tag_field="type", kw_only=True):
+    """A kernel window: some steps recorded with the framework's profiler, reduced to their account."""
+
+    monotonic_ns: int  # when its first step began
+    first_step: int  # the framework's number of the last step before the window
+    steps: int
+    trigger: str  # "schedule", "file" or "signal"
+    basis: str  # "device": kernels of an accelerator; "operators": operators of a CPU
+    window_s: float
+    lines: dict[str, float]  # line of the time account → seconds of the window; they sum to `window_s`
+    by_phase: dict[str, dict[str, float]] = {}  # on "operators": host phase → line → seconds
+    families: dict[str, float] = {}  # kernel family → seconds of device time
+    account: dict[str, Any] = {}  # the rank's `kernel_account`; empty on "operators"
+    cost: dict[str, float] = {}  # start_s, stop_s (training waited), export_s, reduce_s (it did not)
+    trace: str = ""  # file beside the log that holds the raw trace, where it was kept
+    problems: list[str] = []
+
+
 class Event(msgspec.Struct, tag="event", tag_field="type", kw_only=True):
     """Something worth a line: a warning, a disabled part, a non-finite value, an exception in training."""
 
@@ -152,7 +171,7 @@ class End(msgspec.Struct, tag="end", tag_field="type", kw_only=True):
     dropped_records: int = 0
 
 
-Line = Header | Steps | Span | Memory | Experts | Probe | Telemetry | Event | End
+Line = Header | Steps | Span | Memory | Experts | Kernels | Probe | Telemetry | Event | End
 
 
 class FlopsRecord(msgspec.Struct, kw_only=True):

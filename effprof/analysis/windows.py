@@ -1,0 +1,119 @@
+"""Kernel windows: what the recorded steps say about where the others' time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from effprof.analysis.model import Warning
+from effprof.analysis.steps import column
+from effprof.runlog.reader import RankLog, Run
+from effprof.runlog.schema import STEP_PHASES, Kernels
+from effprof.trace.summary import RankKernels
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class WindowShares:
+    """Shares that stand for steps that were not recorded.
+
+    Attributes:
+        lines: line of a step → its share of the step.
+        by_phase: host phase → line → share of the phase; empty where the device runs on while the host is elsewhere.
+    """
+
+    lines: dict[str, float]
+    by_phase: dict[str, dict[str, float]]
+
+
+def window_shares(run: Run) -> dict[tuple[int, int], WindowShares]:
+    """(place of the attempt, rank) → shares from its own windows, else from its attempt's, else from the run's.
+
+    Empty where nothing was recorded.
+    """
+    everything = [line for attempt in run.attempts for rank in attempt.ranks for line in rank.kernels]
+    if not everything:
+        return {}
+    shares = {}
+    for place, attempt in enumerate(run.attempts):
+        nearby = [line for rank in attempt.ranks for line in rank.kernels] or everything
+        for rank in attempt.ranks:
+            shares[place, rank.header.rank] = _shares(rank.kernels or nearby)
+    return shares
+
+
+def is_profiled(rank: RankLog) -> NDArray[np.bool_]:
+    """Which of the rank's steps a kernel window slowed."""
+    found: NDArray[np.bool_] = np.nan_to_num(column(rank, "profiled")) > 0
+    return found
+
+
+def book_profiling(rank: RankLog, phases: dict[str, Array]) -> None:
+    """Move what profiled steps took beyond the usual step from their phases to `effprof`, in place.
+
+    Args:
+        phases: phase → seconds of each step.
+    """
+    slowed = is_profiled(rank)
+    seconds = sum((phases[name] for name in STEP_PHASES), np.zeros(rank.steps))
+    if not slowed.any() or slowed.all():
+        return
+    usual = float(np.median(seconds[~slowed]))
+    excess = np.where(slowed & (seconds > usual), 1 - usual / np.where(seconds > 0, seconds, 1.0), 0.0)
+    for name in STEP_PHASES:
+        taken = phases[name] * excess
+        phases[name] = phases[name] - taken
+        phases["effprof"] = phases["effprof"] + taken
+
+
+def window_families(run: Run) -> dict[str, float]:
+    """Kernel family → seconds of device time in the last attempt's windows, over its ranks."""
+    families: dict[str, float] = {}
+    for attempt in run.attempts[-1:]:
+        for rank in attempt.ranks:
+            for line in rank.kernels:
+                for name, seconds in line.families.items():
+                    families[name] = families.get(name, 0.0) + seconds
+    return families
+
+
+def window_accounts(run: Run) -> tuple[dict[str, RankKernels], list[Warning]]:
+    """`kernel_account`: rank → the account of its latest window on a device, and what those say of themselves."""
+    accounts: dict[str, RankKernels] = {}
+    warnings = []
+    for attempt in run.attempts:
+        for rank in attempt.ranks:
+            for line in rank.kernels:
+                warnings += [Warning(code="kernel_window", message=message) for message in line.problems]
+                if line.account:
+                    try:
+                        accounts[str(rank.header.rank)] = msgspec.convert(line.account, RankKernels)
+                    except msgspec.ValidationError as error:
+                        warnings.append(Warning(code="kernel_window", message=f"a window can't be read: {error}"))
+    return accounts, warnings
+
+
+def _shares(windows: Iterable[Kernels]) -> WindowShares:
+    lines: dict[str, float] = {}
+    by_phase: dict[str, dict[str, float]] = {}
+    for window in windows:
+        _add(lines, window.lines)
+        for phase, found in window.by_phase.items():
+            _add(by_phase.setdefault(phase, {}), found)
+    return WindowShares(_normalise(lines), {phase: _normalise(found) for phase, found in by_phase.items()})
+
+
+def _add(total: dict[str, float], lines: Mapping[str, float]) -> None:
+    for name, seconds in lines.items():
+        if name.startswith("step."):  # an evaluation inside the window is no part of a step
+            total[name] = total.get(name, 0.0) + seconds
+
+
+def _normalise(lines: dict[str, float]) -> dict[str, float]:
+    whole = sum(lines.values())
+    return {name: seconds / whole for name, seconds in lines.items()} if whole > 0 else {}
