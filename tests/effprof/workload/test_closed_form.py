@@ -156,7 +156,28 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ViTForImageClassification",
         {**VIT, "image_size": [32, 48], "num_channels": 1, "qkv_bias": False, "num_labels": 10},
     ),
+    "olmo3": ("Olmo3Config", "Olmo3ForCausalLM", {**BASE, "sliding_window": 8, "num_hidden_layers": 4}),
+    "granite": ("GraniteConfig", "GraniteForCausalLM", {**BASE, "attention_bias": True}),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", BASE),
+    "gpt-oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {**BASE, "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
     # attention written in products
+    "gpt-neo": (
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_heads": 4,
+            "vocab_size": 128,
+            "max_position_embeddings": 256,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 8,
+        },
+    ),
     "bloom": ("BloomConfig", "BloomForCausalLM", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}),
     "falcon": ("FalconConfig", "FalconForCausalLM", SMALL),
     "falcon-new": (
