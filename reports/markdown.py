@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts
+from effprof.reports import facts, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import bar, clean, duration, percent
 
@@ -28,6 +28,7 @@ def render(analysis: Analysis) -> str:
         ("model FLOPs", facts.model_flops_text(analysis)),
         ("throughput", facts.throughput_text(analysis)),
         ("memory", facts.memory_text(analysis)),
+        ("goodput", waterfall.goodput_text(analysis)),
         ("steady", " · ".join(map(clean, analysis.efficiency.steps.rules))),
     ]
     parts = [
@@ -48,6 +49,11 @@ def render(analysis: Analysis) -> str:
         ),
         f"Basis: {analysis.account.basis}; mean over {len(analysis.ranks)} rank(s).",
     ]
+    bars = waterfall.rows(analysis)
+    if bars:
+        cells = [(label, percent(share), percent(left), evidence) for label, share, left, evidence in bars]
+        parts += ["### From the peak down to MFU over the whole wall clock"]
+        parts += [table(["lost to", "share", "left", "from"], cells)]
     if analysis.moe is not None:
         heads = ["layer", "experts", "busiest ÷ mean", "least ÷ mean", "per batch", "dropped"]
         parts += ["### Experts", escape(facts.experts_text(analysis))]

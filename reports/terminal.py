@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts
+from effprof.reports import facts, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import WIDTH, bar, clean, duration, percent, plural, wrap
 
@@ -24,6 +24,7 @@ def render(analysis: Analysis) -> str:
     parts = [
         _efficiency(analysis),
         _account(analysis),
+        _waterfall(analysis),
         _experts(analysis),
         _ranks(analysis),
         _telemetry(analysis),
@@ -114,12 +115,26 @@ def _efficiency(analysis: Analysis) -> list[str]:
 
 def _account(analysis: Analysis) -> list[str]:
     account = analysis.account
-    clock = {"host": "host clock", "device": "device events"}.get(account.basis, account.basis)
+    clocks = {"host": "host clock", "device": "device events", "kernel": "kernel window"}
+    clock = clocks.get(account.basis, account.basis)
     mean = ", mean over ranks" if len(analysis.ranks) > 1 else ""
     lines = [f"where {duration(account.wall_s)} went ({clock}{mean})"]
     for name, seconds, share in facts.account_rows(analysis):
         shown = bar(share) if share >= facts.SMALL_SHARE else ""
         lines.append(f"  {facts.line_label(name):<24}{percent(share):>8}  {duration(seconds):>12}  {shown}".rstrip())
+    return lines
+
+
+def _waterfall(analysis: Analysis) -> list[str]:
+    rows = waterfall.rows(analysis)
+    goodput = waterfall.goodput_text(analysis)
+    lines = wrap(goodput, "goodput") if goodput else []
+    if not rows:
+        return lines
+    lines.append(f"from the peak down to {percent(analysis.efficiency.mfu_wall.value)} over the whole wall clock")
+    for label, share, left, evidence in rows:
+        head = f"  − {percent(share):>7}  {label:<26}{percent(left):>8}  "
+        lines += [_cut(line) for line in wrap(evidence, head, len(head))]
     return lines
 
 
