@@ -9,6 +9,7 @@ from typing import Any
 
 from effprof.reports.text import clean
 
+SMALLEST_SEGMENT = 0.001
 TABLE_ROWS = 40  # of a chart's data, thinned evenly: a table is read, not scanned for every bin
 
 
@@ -82,6 +83,16 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
     """(name, CSS variable) pairs as a list of coloured marks."""
     items = "".join(f'<li><i style="background:var({text(color)})"></i>{text(name)}</li>' for name, color in entries)
     return f'<ul class="legend">{items}</ul>' if items else ""
+
+
+def strip(parts: Iterable[tuple[str, float, str]]) -> str:
+    """(name, share of the whole, CSS variable) as one bar of segments; a legend or table beside it says the same."""
+    segments = "".join(
+        f'<i style="flex:{share:.5f} 0 0;background:var({text(color)})" title="{text(name)}"></i>'
+        for name, share, color in parts
+        if share > SMALLEST_SEGMENT
+    )
+    return f'<div class="strip" aria-hidden="true">{segments}</div>'
 
 
 def section(identifier: str, title: str, lead: str, inner: str, *, is_card: bool = True) -> str:

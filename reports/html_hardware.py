@@ -10,7 +10,7 @@ from effprof.analysis.model import Analysis
 from effprof.analysis.timeline_model import TimelineSeries
 from effprof.reports import facts
 from effprof.reports.html_charts import Charts
-from effprof.reports.html_elements import folded, legend, scrolling, section, table, text
+from effprof.reports.html_elements import folded, legend, scrolling, section, strip, table, text
 from effprof.reports.text import clean, duration, flops, gibibytes, percent
 
 MEMORY_PARTS = {
@@ -60,6 +60,7 @@ def kernels(charts: Charts) -> str:
     heads = ["rank", *(key.removesuffix("_s").replace("_", " ") for key in KERNEL_COLUMNS)]
     rank, first = next(iter(found.items()))
     parts = [
+        _window_strip(rank, first),
         scrolling(table(heads, rows), "Kernel account, table"),
         f"<h3>Kernels of rank {text(rank)} by family</h3>",
         scrolling(_families(first.get("kernels") or {}), "Kernels by family, table"),
@@ -72,6 +73,26 @@ def kernels(charts: Charts) -> str:
         parts.append(folded("Kernels with the most time", scrolling(shown, "Kernels with the most time, table")))
     lead = "The window is compute + exposed communication + exposed copies + idle; overlapping kernels count once."
     return section("kernels", "Inside the kernel window", lead, "".join(parts))
+
+
+def _window_strip(rank: str, account: dict[str, Any]) -> str:
+    """The window of one rank, in the parts that it is the sum of."""
+    segments = [
+        (name, float(account.get(key) or 0.0), color)
+        for name, key, color in (
+            ("compute", "compute_s", "--c-forward"),
+            ("exposed communication", "communication_exposed_s", "--c-communication"),
+            ("exposed copies", "memory_copy_exposed_s", "--c-copy"),
+            ("idle", "idle_s", "--c-unattributed"),
+        )
+    ]
+    window_s = sum(seconds for _, seconds, _ in segments)
+    if window_s <= 0:
+        return ""
+    shares = [(name, seconds / window_s, color) for name, seconds, color in segments if seconds > 0]
+    return f"<h3>Rank {text(rank)}</h3>{strip(shares)}" + legend(
+        (f"{name} {percent(share)}", color) for name, share, color in shares
+    )
 
 
 def _families(families: dict[str, dict[str, Any]]) -> str:
@@ -126,12 +147,9 @@ def _memory_strip(held: list[tuple[str, float, str]], total: int | None, analysi
     is_on_device = analysis.memory.peak_allocated_bytes is not None
     free = max(0.0, float(total) - used) if total and is_on_device else 0.0
     segments = [*held, *([("free", free, "--grid")] if free else [])]
-    strip = "".join(
-        f'<i style="flex:{size / (used + free):.5f} 0 0;background:var({color})"></i>' for _, size, color in segments
-    )
     rows = [(name, gibibytes(size), percent(size / (used + free))) for name, size, _ in segments]
     return (
-        f'<div class="strip" aria-hidden="true">{strip}</div>'
+        strip((name, size / (used + free), color) for name, size, color in segments)
         + legend((f"{name} {gibibytes(size)}", color) for name, size, color in segments)
         + folded("Memory as a table", scrolling(table(["part", "size", "share"], rows), "Memory, table"))
     )

@@ -9,7 +9,7 @@ from effprof.analysis.model import Analysis
 from effprof.analysis.timeline_model import TimelineEvent
 from effprof.reports import facts
 from effprof.reports.html_charts import Charts, steady_top
-from effprof.reports.html_elements import folded, scrolling, section, table, text
+from effprof.reports.html_elements import folded, scrolling, section, strip, table, text
 from effprof.reports.html_hardware import kernels, memory, telemetry
 from effprof.reports.html_words import details, findings, warnings
 from effprof.reports.text import clean, duration, flops, percent, plural, significant
@@ -105,16 +105,12 @@ def account(charts: Charts) -> str:
     analysis = charts.analysis
     rows = facts.account_rows(analysis)
     largest = max((share for _, _, share in rows), default=1.0) or 1.0
-    strip = "".join(
-        f'<i style="flex:{share:.5f} 0 0;background:var({ACCOUNT_COLORS.get(name, OTHER_COLOR)})"></i>'
-        for name, _, share in rows
-        if share > 0.001
-    )
+    colors = {name: ACCOUNT_COLORS.get(name, OTHER_COLOR) for name, _, _ in rows}
+    segments = strip((facts.line_label(name), share, colors[name]) for name, _, share in rows)
     lines = "".join(
         f'<tr><th scope="row">{text(facts.line_label(name))}</th><td>{percent(share)}</td>'
         f'<td>{text(duration(seconds))}</td><td class="bar-cell"><div class="bar" '
-        f'style="width:{100 * share / largest:.2f}%;background:var({ACCOUNT_COLORS.get(name, OTHER_COLOR)})"></div>'
-        "</td></tr>"
+        f'style="width:{100 * share / largest:.2f}%;background:var({colors[name]})"></div></td></tr>'
         for name, seconds, share in rows
     )
     basis = {"host": "the training thread's clock", "device": "device events", "kernel": "a kernel window"}
@@ -124,7 +120,7 @@ def account(charts: Charts) -> str:
         "account",
         "Where the time went",
         lead,
-        f'<div class="strip" aria-hidden="true">{strip}</div><table class="account"><thead><tr>'
+        f'{segments}<table class="account"><thead><tr>'
         '<th scope="col">line</th><th scope="col">share</th><th scope="col">time</th>'
         f'<th scope="col"><span class="sr">bar</span></th></tr></thead><tbody>{lines}</tbody></table>',
     )

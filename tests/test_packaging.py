@@ -81,6 +81,7 @@ def test_the_wheel_holds_the_tracked_modules_and_nothing_else(built: Path) -> No
     assert "effprof/callbacks/lightning.py" in files
     assert "effprof/reports/terminal.py" in files
     assert any(name.endswith("accelerators.csv") for name in files)
+    assert {f"effprof/reports/assets/{name}" for name in ("echarts.min.js", "LICENSE-echarts", "report.js")} <= files
 
 
 def test_the_sdist_holds_the_modules_once(built: Path) -> None:

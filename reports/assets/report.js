@@ -21,6 +21,7 @@
   };
   const duration = (s) => {
     if (s === null || s === undefined) return "–";
+    if (s < 0) return `−${duration(-s)}`;
     if (s >= 86400) return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
     if (s >= 3600) return `${Math.floor(s / 3600)} h ${String(Math.floor((s % 3600) / 60)).padStart(2, "0")} min`;
     if (s >= 60) return `${Math.floor(s / 60)} min ${String(Math.floor(s % 60)).padStart(2, "0")} s`;
@@ -109,6 +110,11 @@
     const size = 10 ** Math.floor(Math.log10(value));
     const [max, parts] = [[1, 4], [1.5, 3], [2, 4], [3, 3], [4, 4], [5, 5], [6, 3], [8, 4], [10, 4]].find(([n]) => n * size >= value);
     return { max: max * size, interval: (max * size) / parts };
+  };
+  const binary = (most) => {
+    const size = 1024 ** Math.max(0, Math.floor(Math.log(most) / Math.log(1024)));
+    const { max, interval } = top((most * 1.05) / size);
+    return { max: max * size, interval: interval * size };
   };
   const place = (more) => ({ left: 8, right: 14, top: 14, bottom: 6, containLabel: true, ...more });
   // one width of labels for all charts over time, so that their time axes lie below each other
@@ -264,6 +270,9 @@
     lines(chart) {
       const longest = chart.series.reduce((a, b) => (b.at.length > a.at.length ? b : a));
       const color = (i) => css(SERIES[i % SERIES.length]);
+      const most = chart.series.reduce((found, series) => Math.max(found, ...(series.high || series.median)), 0);
+      const scale = chart.limit ? { max: chart.limit, interval: chart.limit / 4 }
+        : chart.fromZero && chart.unit.startsWith("bytes") && most > 0 ? binary(most) : {};
       const shown = (series, ms) => amount(series.median[nearest(series.at, ms)], chart.unit);
       const rows = (ms) => chart.series.map((series, i) => [series.name, shown(series, ms), color(i)]);
       return {
@@ -272,7 +281,7 @@
           useUTC: true,
           grid: overTime(),
           xAxis: timeAxis(chart.span),
-          yAxis: valueAxis(chart.unit, { splitNumber: chart.small ? 2 : 4, scale: !chart.fromZero, min: chart.fromZero ? 0 : undefined, max: chart.limit ?? undefined }),
+          yAxis: valueAxis(chart.unit, { splitNumber: chart.small ? 2 : 4, scale: !chart.fromZero, min: chart.fromZero ? 0 : undefined, ...scale }),
           series: chart.series.flatMap((series, i) => [
             ...(series.low ? shade(series.name, color(i), series, `band ${i}`) : []),
             line(series.name, color(i), points(series.at, series.median, series), { z: 3 }),
