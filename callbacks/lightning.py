@@ -125,7 +125,10 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         if self._clock is None or self._profiler is None:
             return
         try:
-            self._last_step = trainer.global_step
+            self._last_step = self._steps = trainer.global_step
+            self._passes = _logger_step(trainer)
+            self._log_every = trainer.log_every_n_steps if self._is_zero else 0
+            self._profiler.optimizers = trainer.optimizers
             record = self._profiler.session.record
             record.config.update(configuration(trainer, pl_module))
             record.parallel["strategy"] = type(trainer.strategy).__name__
@@ -178,21 +181,22 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if self._clock is not None:
             self._clock.switch(OPTIMIZER)
+            # Lightning's own count of steps, kept here: asking the Trainer for it costs more than all stamps together
+            self._steps += 1
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         clock, profiler = self._clock, self._profiler
         if clock is None or profiler is None:
             return
         try:
-            clock.switch(OTHER)
-            profiler.end_micro_batch()
-            step = trainer.global_step
-            if step != self._last_step:
-                self._last_step = step
-                profiler.end_step(step, trainer.optimizers)
-                every = trainer.log_every_n_steps
-                if self._is_zero and every and (_logger_step(trainer) + 1) % every == 0:
-                    self._log(trainer, pl_module, clock, profiler)
+            clock.end_micro_batch()
+            if self._steps == self._last_step:
+                return
+            self._last_step = self._steps
+            profiler.end_step(self._steps)
+            self._passes += 1
+            if self._log_every and self._passes % self._log_every == 0:
+                self._log(trainer, pl_module, clock, profiler)
         except Exception as error:
             self._disable("measuring", error)
 
@@ -216,7 +220,10 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         self._undo: list[Callable[[], None]] = []
         self._live: Live | None = None
         self._run_dir: str | None = None
+        self._steps = 0
         self._last_step = 0
+        self._passes = 0
+        self._log_every = 0
         self._before_evaluation = OTHER
         self._is_first_batch = True
         self._is_manual = False
@@ -308,7 +315,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
 
 def _logger_step(trainer: Any) -> int:
     """The step that the Trainer itself gives its loggers, so that figures land beside the user's own."""
-    return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step - 1))
+    return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step))
 
 
 def _short(live: Live | None) -> dict[str, str]:

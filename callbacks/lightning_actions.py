@@ -28,69 +28,79 @@ class ActionListener:
 
     def __init__(self, trainer: Any, clock: PhaseClock) -> None:
         self._profiler = trainer.profiler
-        self._clock: PhaseClock | None = clock
         self.has_seen_batch = False  # whether this version of Lightning says where the training step begins
-        phases = {
-            FETCH: INPUT_WAIT,
-            BATCH: FORWARD,
-            f"[Strategy]{type(trainer.strategy).__name__}.batch_to_device": HOST_TO_DEVICE,
-            SAVE: CHECKPOINT,
-        }
-        find_phase = phases.get
-        start, stop = self._profiler.start, self._profiler.stop
-        # the default profiler does nothing in either: calling it would only cost
-        is_silent = type(self._profiler).__name__ == "PassThroughProfiler"
+        transfer = f"[Strategy]{type(trainer.strategy).__name__}.batch_to_device"
         outer: list[int] = []
 
-        def listen_start(action_name: str) -> None:
-            phase = find_phase(action_name)
-            if phase is not None and self._clock is not None:
-                self._enter(phase, outer)
-            if not is_silent:
-                start(action_name)
+        def enter(phase: int) -> None:
+            if clock.phase in (OTHER, INPUT_WAIT):  # a fetch or transfer for an evaluation belongs to the evaluation
+                clock.switch(phase)
 
-        def listen_stop(action_name: str) -> None:
-            if not is_silent:
-                stop(action_name)
-            phase = find_phase(action_name)
-            if phase is not None and self._clock is not None:
-                self._leave(phase, outer)
+        def leave(phase: int) -> None:
+            if clock.phase == phase:
+                clock.switch(OTHER)
 
+        def enter_batch() -> None:
+            self.has_seen_batch = True
+            clock.switch(FORWARD)
+
+        def enter_checkpoint() -> None:
+            outer.append(clock.phase)
+            clock.switch(CHECKPOINT)
+
+        def leave_checkpoint() -> None:
+            if outer:
+                clock.switch(outer.pop())
+
+        starts: dict[str, Callable[[], None]] = {
+            FETCH: partial(enter, INPUT_WAIT),
+            transfer: partial(enter, HOST_TO_DEVICE),
+            BATCH: enter_batch,
+            SAVE: enter_checkpoint,
+        }
+        stops: dict[str, Callable[[], None]] = {
+            FETCH: partial(leave, INPUT_WAIT),
+            transfer: partial(leave, HOST_TO_DEVICE),
+            BATCH: partial(clock.switch, OTHER),  # other callbacks' time between the batch and effprof's own hook
+            SAVE: leave_checkpoint,
+        }
         self._replaced = {name: self._profiler.__dict__.get(name) for name in ("start", "stop")}
-        self._profiler.start = listen_start
-        self._profiler.stop = listen_stop
+        # the default profiler does nothing: calling it for each of Lightning's 80 actions a step would only cost
+        is_silent = type(self._profiler).__name__ == "PassThroughProfiler"
+        self._profiler.start = _listen(starts, None if is_silent else self._profiler.start, own_first=True)
+        self._profiler.stop = _listen(stops, None if is_silent else self._profiler.stop, own_first=False)
 
     def remove(self) -> None:
         """Give the profiler its own methods back."""
-        self._clock = None
         for name, value in self._replaced.items():
             if value is None:
                 self._profiler.__dict__.pop(name, None)
             else:
                 setattr(self._profiler, name, value)
 
-    def _enter(self, phase: int, outer: list[int]) -> None:
-        clock = self._clock
-        if clock is None:
-            return
-        if phase == CHECKPOINT:
-            outer.append(clock.phase)
-            clock.switch(CHECKPOINT)
-        elif phase == FORWARD:
-            self.has_seen_batch = True
-            clock.switch(FORWARD)
-        elif clock.phase in (OTHER, INPUT_WAIT):  # a fetch or transfer for an evaluation belongs to the evaluation
-            clock.switch(phase)
 
-    def _leave(self, phase: int, outer: list[int]) -> None:
-        clock = self._clock
-        if clock is None:
-            return
-        if phase == CHECKPOINT:
-            if outer:
-                clock.switch(outer.pop())
-        elif phase == FORWARD or clock.phase == phase:
-            clock.switch(OTHER)  # what other callbacks do between the batch and effprof's own hook
+def _listen(
+    handlers: dict[str, Callable[[], None]], inner: Callable[[str], Any] | None, *, own_first: bool
+) -> Callable[[str], None]:
+    """A profiler method that calls the handler of an action that has one, before or after the user's own method."""
+    find = handlers.get
+
+    def listen(action_name: str) -> None:
+        handler = find(action_name)
+        if handler is not None:
+            handler()
+
+    if inner is None:
+        return listen
+
+    def listen_too(action_name: str) -> None:
+        if own_first:
+            listen(action_name)
+        inner(action_name)
+        if not own_first:
+            listen(action_name)
+
+    return listen_too
 
 
 def watch_loggers(trainer: Any, clock: PhaseClock) -> list[Callable[[], None]]:

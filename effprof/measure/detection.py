@@ -78,23 +78,27 @@ def detect_workload(
 
 
 def state_bytes(module: torch.nn.Module, optimizers: Iterable[Any]) -> dict[str, int]:
-    """Bytes that this rank holds of parameters, gradients and optimizer state, by name in the run's record."""
+    """Bytes that this rank holds of parameters, gradients and optimizer state, by name in the run's record.
+
+    Without an optimizer the state's size is left out, not 0. An optimizer that is None is passed over.
+    """
+    known = [optimizer for optimizer in optimizers if optimizer is not None]
     parameters = list(module.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     states = [
         value
-        for optimizer in optimizers
+        for optimizer in known
         for state in optimizer.state.values()
         if isinstance(state, Mapping)
         for value in state.values()
     ]
     # a gradient that was already set to None again has the size of its parameter
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return {
+    held = {
         "parameters_bytes": _local_bytes(parameters),
         "gradients_bytes": _local_bytes(gradients or trained),
-        "optimizer_bytes": _local_bytes(states),
     }
+    return held | {"optimizer_bytes": _local_bytes(states)} if known else held
 
 
 def _detect_flops(

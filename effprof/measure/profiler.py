@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class StepProfiler(PlainLoop):
 
     Args:
         model: the module that is trained; its FLOPs are counted at the first batch.
+        optimizer: the optimizer, or several, for the bytes of their state.
         run_dir: where to write; `effprof_runs/<id>` below the working directory by default.
         peak_tflops: dense peak of one device in TFLOP/s, where the catalogue does not know it.
         flops_per_step: model FLOPs of one optimizer step of the whole job, forward and backward, instead of a count.
@@ -69,6 +70,7 @@ class StepProfiler(PlainLoop):
         self,
         model: torch.nn.Module | None = None,
         *,
+        optimizer: Any = None,
         run_dir: str | os.PathLike[str] | None = None,
         peak_tflops: float | None = None,
         flops_per_step: float | None = None,
@@ -85,6 +87,7 @@ class StepProfiler(PlainLoop):
         if accumulate < 1:
             raise EffprofError(f"accumulate={accumulate}", "pass the number of micro-batches per optimizer step")
         self._model = model
+        self.optimizers: list[Any] = list(optimizer) if isinstance(optimizer, (list, tuple)) else [optimizer]
         self._run_dir = run_dir
         self._peak_tflops = peak_tflops
         self._flops_per_step = flops_per_step
@@ -104,6 +107,7 @@ class StepProfiler(PlainLoop):
         self._experts: ExpertLoad | None = None
         self._compile: CompileWatch | None = None
         self._window: KernelWindow | None = None
+        self._parts: list[Callable[[int, int], None]] = []
         self._steps = 0
         self._given_flops = 0
         self._is_on_device = False
@@ -206,6 +210,12 @@ class StepProfiler(PlainLoop):
         if self._model is not None and self._experts_every > 0:
             with self._guarded("expert load"):
                 self._experts = ExpertLoad(self._model, every_n_steps=self._experts_every, routers=self._routers)
+        self._parts = [self._time_device] if self._device_clock is not None else []
+        if self._experts is not None and self._experts.routers:
+            sample_experts = self._experts.on_step_end
+            self._parts.append(lambda sequence, step: sample_experts(step))
+        if self._window is not None:
+            self._parts.append(self._window.on_step_end)
         atexit.register(self._close_at_exit)
 
     def count_batch(
@@ -251,36 +261,42 @@ class StepProfiler(PlainLoop):
         if self.clock is not None:
             self.clock.end_micro_batch()
 
-    def end_step(self, step: int, optimizers: Iterable[Any] = ()) -> None:
+    def end_step(self, step: int) -> None:
         """An optimizer step is done; `step` counts them, this one included."""
         clock = self.clock
         if clock is None:
             return
         self._steps = step
-        sequence = clock.step_sequence
+        sequence = clock.head
         if self._detection is None:  # no batch was shown: what was given still holds
             with self._guarded("detection"):
                 self._detect(self._model, None, None, None)
         if self._given_flops:
             clock.add_given_flops(self._given_flops)
         clock.end_step(step)
-        device_clock = self._device_clock
-        if device_clock is not None:
-            if device_clock.is_sampled(sequence) and sequence > 0:
-                device_clock.end(sequence)
-                self.session.recorder.expect(sequence)
-            if device_clock.is_sampled(sequence + 1):
-                device_clock.begin(OTHER)
-        if self._experts is not None:
-            self._experts.on_step_end(step)
-        if self._window is not None:
-            self._window.on_step_end(sequence, step)
-        if sequence < 2 and self._compile is not None:
+        if sequence < 2:
+            self._end_first_steps(sequence)
+        # whatever samples steps; empty in a plain training, where a step ends here
+        for end_part in self._parts:
+            end_part(sequence, step)
+
+    def _end_first_steps(self, sequence: int) -> None:
+        if self._compile is not None:
             self._compile.note_late_load()
         if sequence == 0 and self._model is not None:
             with self._guarded("memory of the states"):
-                self.session.record.model.update(state_bytes(self._model, optimizers))
+                self.session.record.model.update(state_bytes(self._model, self.optimizers))
                 self.session.write_record()
+
+    def _time_device(self, sequence: int, step: int) -> None:
+        device_clock = self._device_clock
+        if device_clock is None:
+            return
+        if device_clock.is_sampled(sequence) and sequence > 0:
+            device_clock.end(sequence)
+            self.session.recorder.expect(sequence)
+        if device_clock.is_sampled(sequence + 1):
+            device_clock.begin(OTHER)
 
     def live(self) -> Live | None:
         """MFU and throughput of this rank since the last call; None where no step was finished in between."""
