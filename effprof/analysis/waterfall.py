@@ -18,6 +18,7 @@ MEMORY_BOUND_FAMILIES = ("normalisation", "elementwise", "reduction", "embedding
 NOT_SPLIT = "forward_backward"
 LOW_EFFICIENCY = "low_efficiency_gemm"
 _TINY = 1e-12
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Facts:
 
 
 def make_waterfall(account: Account, efficiency: Efficiency, facts: Facts) -> list[Bar]:
-    """Bars whose shares sum to 1 − `mfu_wall`; empty where there is no `mfu_wall`.
+    """Bars whose shares sum to 1 − `mfu_wall`; empty where there is no `mfu_wall`, or one that the steps can't hold.
 
     A share is of peak × devices × wall clock. Time in which the device did not compute is lost in full. Of the time
     in which it did, the model's FLOPs at peak are what was used; recomputed and padded FLOPs at peak are bars of their
@@ -48,6 +49,8 @@ def make_waterfall(account: Account, efficiency: Efficiency, facts: Facts) -> li
         return []
     wall_s = account.wall_s
     compute = _compute_lines(account, used)
+    if compute is None:
+        return []
     bars = [
         _bar(name.removeprefix("step."), seconds / wall_s, wall_s, [_seconds(f"account.lines.{name}", seconds)])
         for name, seconds in account.lines.items()
@@ -70,11 +73,15 @@ def make_waterfall(account: Account, efficiency: Efficiency, facts: Facts) -> li
     return _settle(ordered, used, wall_s)
 
 
-def _compute_lines(account: Account, used: float) -> tuple[str, ...]:
-    """Lines that hold the device's work: host phases of an asynchronous device may not hold enough time for it."""
-    if sum(account.lines.get(name, 0.0) for name in COMPUTE_LINES) >= used * account.wall_s:
-        return COMPUTE_LINES
-    return STEP_LINES
+def _compute_lines(account: Account, used: float) -> tuple[str, ...] | None:
+    """Lines that hold the device's work: host phases of an asynchronous device may not hold enough time for it.
+
+    None where even the whole steps don't: then the peak or the FLOPs are wrong.
+    """
+    for lines in (COMPUTE_LINES, STEP_LINES, tuple(name for name in account.lines if name.startswith("step."))):
+        if sum(account.lines.get(name, 0.0) for name in lines) >= used * account.wall_s * (1 - _ROUNDING):
+            return lines
+    return None
 
 
 def _redundant_bars(efficiency: Efficiency, facts: Facts, used: float, wall_s: float) -> list[Bar]:
@@ -139,9 +146,9 @@ def _rest_bar(rest: float, inside: float, used: float, wall_s: float, facts: Fac
         Evidence(metric="time computing", value=inside, unit="of wall clock"),
         Evidence(metric="efficiency.mfu_wall", value=used, unit="share"),
     ]
-    if not facts.families:
-        return _bar(NOT_SPLIT, rest, wall_s, evidence)
     total = sum(facts.families.values())
+    if total <= 0:
+        return _bar(NOT_SPLIT, rest, wall_s, evidence)
     matmul = sum(facts.families.get(family, 0.0) for family in MATRIX_FAMILIES) / total
     evidence.insert(0, Evidence(metric="kernel window: matmuls", value=matmul, unit="of device time"))
     return _bar(LOW_EFFICIENCY, rest, wall_s, evidence)
