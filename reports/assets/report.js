@@ -300,14 +300,19 @@
 
     heat(chart) {
       const grid = chart.metrics ? chart.metrics[chart.metric] : chart.cells;
+      // loads lie on a scale of doublings around the mean: half of it is as far from even as twice of it
+      const diverges = chart.center !== undefined;
+      const onScale = (value) => (diverges ? Math.log2(Math.max(value, 1e-9) / chart.center) : value);
       const cells = grid.flatMap((row, y) => row.map((value, x) => [x, y, value])).filter((cell) => cell[2] !== null);
-      const values = cells.map((cell) => cell[2]);
-      let low = Math.min(...values.slice(0, 1)), high = low;
+      const values = cells.map((cell) => onScale(cell[2]));
+      let low = values[0], high = values[0];
       for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
       // a few outliers must not make all other cells look the same
       if (chart.clip) high = [...values].sort((a, b) => a - b)[Math.floor(chart.clip * (values.length - 1))];
-      const diverges = chart.center !== undefined;
-      const reach = diverges ? Math.max(high - chart.center, chart.center - low, 0.25) : 0;
+      // the busiest sets the scale, because the others wait for it
+      if (diverges) { high = Math.max(high, 0.5); low = -high; }
+      if (high <= low) high = low + 1e-9;
+      const shown = (value) => amount(diverges ? chart.center * 2 ** value : value, chart.unit);
       const colors = diverges ? ["--heat-low", "--heat-mid", "--heat-high"] : ["--seq-0", "--seq-1", "--seq-2"];
       const rows = (cell) => [[chart.valueName || words(chart.metric), amount(cell[2], chart.unit)], ...(chart.extra ? [[chart.extra.name, amount(chart.extra.cells[cell[1]][cell[0]], chart.extra.unit)]] : [])];
       const title = (cell) => `${chart.rows[cell[1]]} · ${(chart.columnTitles || chart.columns)[cell[0]]}`;
@@ -324,16 +329,16 @@
           }),
           visualMap: {
             type: "continuous", calculable: false, orient: "horizontal", left: "center", bottom: -4, itemHeight: isNarrow() ? 110 : 180, itemWidth: 12,
-            min: diverges ? chart.center - reach : low, max: diverges ? chart.center + reach : (high > low ? high : low + 1e-9),
-            text: [`${chart.clip ? "≥ " : ""}${amount(diverges ? chart.center + reach : high, chart.unit)}`, amount(diverges ? Math.max(0, chart.center - reach) : low, chart.unit)],
+            min: low, max: high, dimension: 2,
+            text: [`${chart.clip ? "≥ " : ""}${shown(high)}`, `${diverges ? "≤ " : ""}${shown(low)}`],
             textStyle: { color: css("--soft") }, inRange: { color: colors.map(css) },
           },
           series: [{
-            type: "heatmap", data: cells, progressive: 0,
+            type: "heatmap", data: cells.map(([x, y, value]) => [x, y, onScale(value)]), progressive: 0,
             itemStyle: cells.length < 3000 ? { borderColor: css("--card"), borderWidth: 1 } : {},
             emphasis: { itemStyle: { borderColor: css("--text"), borderWidth: 1.5 } },
           }],
-          tooltip: { ...common().tooltip, trigger: "item", formatter: (hit) => tip(title(hit.value), rows(hit.value)) },
+          tooltip: { ...common().tooltip, trigger: "item", formatter: (hit) => tip(title(cells[hit.dataIndex]), rows(cells[hit.dataIndex])) },
         },
         count: cells.length,
         series: 0,
