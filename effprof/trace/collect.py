@@ -21,6 +21,7 @@ from effprof.trace.table import Table
 KERNEL, COPY, SET, _RUNTIME, _OPERATOR, _ANNOTATION, _NO_CATEGORY = range(7)
 NANOSECONDS_FROM = 1e17  # Unix time in µs passes this in the year 5138; in ns it did so in 1973
 _MOST_NAME = 512  # characters of a kernel's name that are kept
+_MOST_ROLES = 65536  # names whose role is remembered
 _MOST_RANKS = 65536  # characters of the list of a group's ranks that are kept
 
 _KIND_OF: dict[str | None, int] = {
@@ -112,6 +113,7 @@ class Collector:
         kinds: list[int] = []
         launches: list[Event] = []
         operators: list[Event] = []
+        plain: list[Event] = []
         kind_of, is_launch, shaped = _KIND_OF.get, self._is_launch, SHAPED_OPERATORS
         for event in events:
             kind = kind_of(event.cat)
@@ -134,11 +136,14 @@ class Collector:
                 kinds.append(kind)
             elif kind == _ANNOTATION:
                 self._take_annotation(event)
-            else:
-                self._take_without_category(event)
+            elif event.ph == "X":
+                plain.append(event)
+            elif event.ph == "M" and event.name == "process_name":
+                self.lanes.name(event.pid, str(decode_args([event], OtherArgs)[0].name))
         self._take_activity(activity, kinds)
         self._take_launches(launches)
         self._take_operators(operators)
+        self._take_plain(plain)
 
     def _take_activity(self, events: list[Event], kinds: list[int]) -> None:
         placed = self._place(events, self.activity)
@@ -185,25 +190,34 @@ class Collector:
         self.work += [one for index in known if (one := work[index]) is not None]
 
     def _take_annotation(self, event: Event) -> None:
-        role = self._roles.get(event.name)
-        if role is None:
-            role = self._roles[event.name] = annotation_role(event.name)
+        role = self._role(event.name)
         if role != _NOTHING and len(self._place([event], self.annotations)):
             self.annotations.extend(name=self._names([event.name]), thread=self._threads([event]), role=[role])
 
-    def _take_without_category(self, event: Event) -> None:
-        """Names of processes, and the exports (Ascend) that tell kinds of events by their process only."""
-        if event.ph == "M":
-            if event.name == "process_name":
-                self.lanes.name(event.pid, str(decode_args([event], OtherArgs)[0].name))
-        elif event.ph == "X":
-            if annotation_role(event.name) != _NOTHING:
+    def _role(self, name: str) -> int:
+        role = self._roles.get(name)
+        if role is None:
+            role = annotation_role(name)
+            if len(self._roles) < _MOST_ROLES:
+                self._roles[name] = role
+        return role
+
+    def _take_plain(self, events: list[Event]) -> None:
+        """Events without a category: exports (Ascend) that tell what an event is by its process only."""
+        tasks = []
+        for event in events:
+            if self._role(event.name) != _NOTHING:
                 self._take_annotation(event)
-            elif self.lanes.may_matter(event.pid) and len(self._place([event], self.lanes.table)):
-                task = decode_args([event], OtherArgs)[0].task_type or ""
-                self.lanes.table.extend(
-                    name=self._names([event.name]), lane=[self.lanes.index(event.pid)], task=self._names([task])
-                )
+            elif self.lanes.may_matter(event.pid):
+                tasks.append(event)
+        placed = self._place(tasks, self.lanes.table)
+        if len(placed):
+            tasks = [tasks[index] for index in placed]
+            self.lanes.table.extend(
+                name=self._names(event.name for event in tasks),
+                lane=[self.lanes.index(event.pid) for event in tasks],
+                task=self._names(args.task_type or "" for args in decode_args(tasks, OtherArgs)),
+            )
 
     def _place(self, events: list[Event], table: Table) -> npt.NDArray[np.intp]:
         """Append start and duration of the events that have usable ones; which of them these are."""
@@ -252,15 +266,22 @@ class Collector:
 def _first_time(events: list[Event]) -> int:
     """A whole number near the times of a trace, so that differences from it keep their digits."""
     for event in events:
+        if event.ts is None:
+            continue
         try:
-            return int(float(event.ts))  # type: ignore[arg-type]
+            return int(float(event.ts))
         except (TypeError, ValueError, OverflowError):
             continue
     return 0
 
 
+_NAN = float("nan")
+
+
 def _offset(value: Number, origin: int) -> float:
     """A time given as a number or as text (Ascend writes "1717575960208020.758"), less the origin; nan for neither."""
+    if value is None:
+        return _NAN
     try:
         if type(value) is str:
             whole, _, rest = value.partition(".")
@@ -268,7 +289,7 @@ def _offset(value: Number, origin: int) -> float:
             return float(int(whole) - origin) + (sign * float(f".{rest}") if rest else 0.0)
         return float(value - origin)  # type: ignore[operator]
     except (TypeError, ValueError, OverflowError):
-        return float("nan")
+        return _NAN
 
 
 def integers(values: list[Number]) -> npt.NDArray[np.int64]:

@@ -12,9 +12,9 @@ from effprof.errors import EffprofError
 from effprof.runlog.files import Files
 
 BLOCK_BYTES = 1 << 20  # small enough for the cache, large enough that a block's overhead does not show
-# Kineto's JSON shrinks 10 to 30 times, a trace made of copies of one to about 250; deflate ends at 1,032.
-MOST_EXPANSION = 400
-FREE_BYTES = 64 << 20  # decompressed bytes before the expansion is judged: short files of blanks are harmless
+# Kineto's JSON shrinks 10 to 30 times, and so does one that repeats itself; deflate ends at 1,032.
+MOST_EXPANSION = 200
+FREE_BYTES = 32 << 20  # decompressed bytes before the expansion is judged: short files of blanks are harmless
 _AHEAD = 2  # blocks that wait for the decoder
 _GZIP_MAGIC = b"\x1f\x8b"
 
