@@ -33,9 +33,10 @@ def figures(analysis: Analysis) -> str:
             ("steady part", " · ".join(map(clean, efficiency.steps.rules))),
         ]
     )
+    more = f'<div class="card" style="margin-top:14px">{rest}</div>' if rest else ""
     return (
         '<section id="summary" aria-labelledby="summary-h"><h2 id="summary-h" class="sr">Key figures</h2>'
-        f'<div class="figures">{"".join(cards)}</div><div class="card" style="margin-top:14px">{rest}</div></section>'
+        f'<div class="figures">{"".join(cards)}</div>{more}</section>'
     )
 
 
@@ -90,7 +91,7 @@ def _step(analysis: Analysis) -> str:
 def _goodput(analysis: Analysis) -> str:
     value = analysis.goodput.value
     if value is None:
-        return _figure("Goodput", "not measured", "no step was finished", is_missing=True)
+        return _figure("Goodput", "not measured", "no finished step is on record", is_missing=True)
     lost = max(analysis.goodput.lost.items(), key=lambda item: item[1], default=None)
     note = f"of {duration(analysis.account.wall_s)} in steps whose result was kept"
     if lost is not None and lost[1] > 0:
