@@ -62,6 +62,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         kernel_window: True records a few steps with torch's own profiler once, N every N steps: the account is then
             split by kernels. Without it, `touch RUN/profile` or SIGUSR2 asks for a window.
         keep_trace: whether the raw traces of kernel windows are kept beside the log.
+        track_memory: whether one micro-batch is followed tensor by tensor, for the truth beside the predicted memory;
+            that micro-batch takes several times longer.
     """
 
     _is_first_batch: bool
@@ -80,6 +82,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         routers: Mapping[str, Any] | None = None,
         kernel_window: bool | int = False,
         keep_trace: bool = False,
+        track_memory: bool = False,
     ) -> None:
         super().__init__()
         self._log_metrics = log_metrics
@@ -92,6 +95,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             "telemetry": telemetry,
             "experts_every_n_steps": experts_every_n_steps,
             "routers": routers,
+            "track_memory": track_memory,
             "kernel_window": kernel_window,
             "keep_trace": keep_trace,
         }
@@ -145,7 +149,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             self._close("completed")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._close("failed", f"{type(exception).__name__}: {exception}")
+        self._close("failed", f"{type(exception).__name__}: {exception}", exception)
 
     # Inside a micro-batch: these are the hot path.
 
@@ -244,14 +248,14 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         self._listener = ActionListener(trainer, profiler.clock)
         self._undo.append(self._listener.remove)
 
-    def _close(self, status: str, reason: str = "") -> None:
+    def _close(self, status: str, reason: str = "", error: BaseException | None = None) -> None:
         profiler, self._profiler, self._clock = self._profiler, None, None
         try:
             while self._undo:
                 self._undo.pop()()
             if profiler is None:
                 return
-            profiler.close(status, reason)
+            profiler.close(status, reason, error)
             if self._is_zero:
                 self._print_summary(profiler)
         except Exception as error:

@@ -44,6 +44,9 @@ class ActionListener:
             self.has_seen_batch = True
             clock.switch(FORWARD)
 
+        def leave_batch() -> None:
+            clock.switch(OTHER)  # what other callbacks do between the batch and effprof's own hook
+
         def enter_checkpoint() -> None:
             outer.append(clock.phase)
             clock.switch(CHECKPOINT)
@@ -61,7 +64,7 @@ class ActionListener:
         stops: dict[str, Callable[[], None]] = {
             FETCH: partial(leave, INPUT_WAIT),
             transfer: partial(leave, HOST_TO_DEVICE),
-            BATCH: partial(clock.switch, OTHER),  # other callbacks' time between the batch and effprof's own hook
+            BATCH: leave_batch,
             SAVE: leave_checkpoint,
         }
         self._replaced = {name: self._profiler.__dict__.get(name) for name in ("start", "stop")}

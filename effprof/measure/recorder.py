@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effprof.measure.clock import (
-    CAPACITY,
     COUNTER_BIT,
     COUNTER_COLUMNS,
     END,
     KNOWN,
     MICRO_BATCHES,
     PHASE_COLUMNS,
-    ROW,
     SEQUENCE,
     STEP,
     SWITCHES,
@@ -152,16 +150,14 @@ class Recorder:
     def _take_steps(self, hold: bool) -> list[Line]:
         self._take_late_values()
         head = self._clock.head
-        if head - self._tail >= CAPACITY:  # the slot that is being written now is not safe to read either
-            lost = head - self._tail - CAPACITY + 1
-            self._dropped += lost
-            self._tail += lost
         end = self._held_back(head) if hold else head
         if end <= self._tail:
             return []
-        indices = np.arange(self._tail, end) % CAPACITY
-        rows = np.frombuffer(self._clock.ring, dtype=np.int64).reshape(CAPACITY, ROW)[indices]
+        rows, lost = self._clock.read(self._tail, end)
+        self._dropped += lost
         self._tail = end
+        if not len(rows):
+            return []
         # half a step's tokens would be a wrong number: what has not all arrived is left out
         complete = {sequence: row for sequence, row in self._arrived.items() if sequence not in self._outstanding}
         block = block_of(rows, self._switch_ns, complete)

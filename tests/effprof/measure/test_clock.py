@@ -156,10 +156,26 @@ def test_a_ring_that_overflows_says_how_much_was_lost(tmp_path: Path, monkeypatc
     for step in range(1, steps + 1):
         recording.run_step(step)
     recording.recorder.flush()
-    assert recording.recorder.dropped == 101
+    assert recording.recorder.dropped == 102
     rank = recording.read()
     assert rank.columns["step"][-1] == steps
-    assert rank.steps == steps - 101
+    assert rank.steps == steps - 102
+
+
+def test_a_step_of_more_phase_changes_than_fit_is_lost_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "PERIOD_S", 3600.0)
+    recording = Recording(tmp_path)
+    recording.clock.begin_steps()
+    recording.run_step(1)
+    for _ in range(clock_module.EVENTS):
+        recording.clock.switch(FORWARD)
+    recording.run_step(2)
+    recording.run_step(3)
+    recording.recorder.flush()
+    assert recording.recorder.dropped == 2
+    assert recording.read().columns["step"].tolist() == [3]
 
 
 def test_a_full_disk_disables_the_log_and_says_so_once(tmp_path: Path) -> None:
