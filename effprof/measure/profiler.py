@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from effprof.errors import EffprofError
 from effprof.measure.clock import EFFPROF, OTHER, PhaseClock
 from effprof.measure.compile_watch import CompileWatch
-from effprof.measure.detection import Detection, detect_workload, state_bytes
+from effprof.measure.detection import Detection, detect_workload
 from effprof.measure.device_clock import DeviceClock, device_of, make_device_clock
 from effprof.measure.experts import ExpertLoad
 from effprof.measure.kernel_window import KernelWindow
 from effprof.measure.live import Live, live_figures
+from effprof.measure.memory_record import MemoryRecord
 from effprof.measure.placement import Placement, placement_from_environment
 from effprof.measure.plain_loop import PlainLoop
 from effprof.measure.session import Session
@@ -63,6 +64,8 @@ class StepProfiler(PlainLoop):
         kernel_window: True records a few steps with torch's own profiler once, N every N steps: the account is then
             split by kernels. Without it, `touch RUN/profile` or SIGUSR2 asks for a window.
         keep_trace: whether the raw traces of kernel windows are kept beside the log.
+        track_memory: whether one micro-batch is followed tensor by tensor, for the truth beside the prediction; that
+            micro-batch takes several times longer.
         own_id: the run's id where an adapter prepared it earlier (see `effprof.runlog.layout.prepare_own_id`).
     """
 
@@ -82,6 +85,7 @@ class StepProfiler(PlainLoop):
         routers: Mapping[str, Any] | None = None,
         kernel_window: bool | int = False,
         keep_trace: bool = False,
+        track_memory: bool = False,
         own_id: str | None = None,
     ) -> None:
         if accumulate < 1:
@@ -99,6 +103,8 @@ class StepProfiler(PlainLoop):
         self._routers = routers
         self._kernel_window = kernel_window
         self._keep_trace = keep_trace
+        self._track_memory = track_memory
+        self._memory: MemoryRecord | None = None
         self._own_id = own_id or prepare_own_id()
         self._session: Session | None = None
         self._detection: Detection | None = None
@@ -116,10 +122,16 @@ class StepProfiler(PlainLoop):
 
     # What a plain loop uses, beside `watch`, `step` and `phase`.
 
-    def close(self, status: str = "completed", reason: str = "") -> None:
-        """Finish the log and say where it is."""
+    def close(self, status: str = "completed", reason: str = "", error: BaseException | None = None) -> None:
+        """Finish the log and say where it is.
+
+        `error` is what training failed with: where memory ran out, the log ends with what filled it.
+        """
         if self._session is None:
             return
+        if self._memory is not None:
+            with self._guarded("memory account"):
+                self._memory.close(error, self.optimizers)
         session, self._session = self._session, None
         self._is_closing = True
         atexit.unregister(self._close_at_exit)
@@ -143,7 +155,7 @@ class StepProfiler(PlainLoop):
         if kind is None:
             self.close()
         else:
-            self.close("failed", f"{kind.__name__}: {error}")
+            self.close("failed", f"{kind.__name__}: {error}", error)
 
     @property
     def run_dir(self) -> str | None:
@@ -199,6 +211,7 @@ class StepProfiler(PlainLoop):
             telemetry=self._telemetry,
         )
         self.clock = self._session.clock
+        self._memory = MemoryRecord(self._session, self._model, self._model_config, tracks=self._track_memory)
         self._compile = CompileWatch(self.clock)
         self._compile.install()
         if self._device_clock is not None:
@@ -216,6 +229,8 @@ class StepProfiler(PlainLoop):
             self._parts.append(lambda sequence, step: sample_experts(step))
         if self._window is not None:
             self._parts.append(self._window.on_step_end)
+        if self._track_memory:
+            self._parts.append(self._memory.on_step_end)
         atexit.register(self._close_at_exit)
 
     def count_batch(
@@ -242,6 +257,9 @@ class StepProfiler(PlainLoop):
         if self._detection is None:
             with self._guarded("detection"):
                 self._detect(module or self._model, batch, step, context)
+            with self._guarded("memory forecast"):
+                if self._memory is not None:
+                    self._memory.forecast(module or self._model, batch, step, context)
         tokens = self._tokens  # detection may just have put a better informed counter there
         try:
             if tokens is None:
@@ -254,6 +272,9 @@ class StepProfiler(PlainLoop):
                 clock.add_counts(tokens.count(batch))
         except Exception as error:
             self._disable_tokens(error)
+        if self._track_memory and self._memory is not None:
+            with self._guarded("memory tracker"):
+                self._memory.begin(batch)
         clock.switch(before)
 
     def end_micro_batch(self) -> None:
@@ -283,10 +304,9 @@ class StepProfiler(PlainLoop):
     def _end_first_steps(self, sequence: int) -> None:
         if self._compile is not None:
             self._compile.note_late_load()
-        if sequence == 0 and self._model is not None:
+        if sequence == 0 and self._memory is not None:
             with self._guarded("memory of the states"):
-                self.session.record.model.update(state_bytes(self._model, self.optimizers))
-                self.session.write_record()
+                self._memory.record_states(self.optimizers)
 
     def _time_device(self, sequence: int, step: int) -> None:
         device_clock = self._device_clock
@@ -382,4 +402,4 @@ class StepProfiler(PlainLoop):
         if error is None:
             self.close()
         else:
-            self.close("failed", f"{type(error).__name__}: {error}")
+            self.close("failed", f"{type(error).__name__}: {error}", error)

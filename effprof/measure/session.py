@@ -157,7 +157,7 @@ class Session:
         self.recorder.close(lambda: self._last_lines(status, reason))
 
     def _last_lines(self, status: str, reason: str) -> list[Line]:
-        lines = self._sample()
+        lines = self._sample(with_device=True)
         self.clock.switch(UNATTRIBUTED)
         end = End(status=status, monotonic_ns=now(), reason=reason, dropped_records=self.recorder.dropped)
         return [*lines, end]
@@ -165,20 +165,27 @@ class Session:
     def _add_span(self, phase: int, start_ns: int, end_ns: int) -> None:
         self.recorder.add(Span(name=PHASES[phase], start_ns=start_ns, end_ns=end_ns))
 
-    def _sample(self) -> list[Line]:
-        lines: list[Line] = [self._memory()]
+    def _sample(self, *, with_device: bool = False) -> list[Line]:
+        lines: list[Line] = [self.memory_line(with_device=with_device)]
         if self._sampler is not None:
             lines += self._sampler.check()
         if self._each_second is not None:
             lines += self._each_second()
         return lines
 
-    def _memory(self) -> Memory:
+    def memory_line(self, *, with_device: bool = False) -> Memory:
+        """Memory of this process and its allocator; `with_device` asks the driver too, which takes a while."""
         line = Memory(
-            monotonic_ns=now(), step=self.clock.step_sequence, process_rss_bytes=self._process.memory_info().rss
+            monotonic_ns=now(),
+            step=self.clock.step_sequence,
+            process_rss_bytes=self._process.memory_info().rss,
+            process_peak_rss_bytes=peak_resident_bytes(),
         )
         if self.device.type != "cpu":
-            for name, value in allocator_counters(self.device).items():
+            counters = allocator_counters(self.device)
+            if with_device:
+                counters.update(device_counters(self.device))
+            for name, value in counters.items():
                 setattr(line, name, value)
         return line
 
@@ -202,8 +209,34 @@ def allocator_counters(device: DeviceIdentity) -> dict[str, int]:
         "peak_reserved_bytes": "reserved_bytes.all.peak",
         "alloc_retries": "num_alloc_retries",
         "ooms": "num_ooms",
+        "inactive_split_bytes": "inactive_split_bytes.all.current",
+        "peak_inactive_split_bytes": "inactive_split_bytes.all.peak",
     }
     return {field: int(stats[key]) for field, key in names.items() if key in stats}
+
+
+def device_counters(device: DeviceIdentity) -> dict[str, int]:
+    """What the driver says is free of the device's memory, whoever holds the rest; empty where it can't."""
+    import torch
+
+    try:
+        free, total = torch.get_device_module(device.type).mem_get_info(device.index)
+    except (RuntimeError, AttributeError, AssertionError, NotImplementedError):
+        return {}
+    return {"device_free_bytes": int(free), "device_total_bytes": int(total)}
+
+
+def peak_resident_bytes() -> int | None:
+    """Largest resident set of this process so far; None where the system does not count it per program."""
+    # getrusage's ru_maxrss would do, but it is inherited from the parent through exec
+    try:
+        with open("/proc/self/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
 
 
 def device_facts(device: DeviceIdentity) -> dict[str, Any]:

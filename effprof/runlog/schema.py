@@ -108,6 +108,9 @@ class Memory(msgspec.Struct, tag="memory", tag_field="type", kw_only=True):
     alloc_retries: int | None = None
     ooms: int | None = None
     process_rss_bytes: int | None = None
+    process_peak_rss_bytes: int | None = None  # as the kernel counted it, not sampled
+    inactive_split_bytes: int | None = None  # free parts of blocks that are in use: fragmentation
+    peak_inactive_split_bytes: int | None = None
 
 
 class Experts(msgspec.Struct, tag="experts", tag_field="type", kw_only=True):
@@ -209,4 +212,6 @@ class RunRecord(msgspec.Struct, kw_only=True):
     hardware: dict[str, Any] = {}  # name, vendor, memory_bytes, peak: {"flops_per_s", "dtype", "source", "parts"}, ...
     software: dict[str, Any] = {}
     parallel: dict[str, Any] = {}  # world_size, data_parallel_size, strategy, tensor, pipeline, context, expert
+    # memory of one micro-batch: closed_form and fake_copy (predicted), tracked (live, when asked for), plan, reasons
+    memory: dict[str, Any] = {}
     warnings: list[dict[str, str]] = []  # {"code", "message"}

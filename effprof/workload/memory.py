@@ -51,7 +51,8 @@ class Plan:
             too, 3 parameters too (FSDP).
         recompute: "none", "selective" (attention scores only) or "full" (all but each layer's input).
         attention: "sdpa" (or any fused kernel) or "eager".
-        accumulates: whether gradients of earlier micro-batches are there during the forward pass.
+        accumulates: whether gradients of earlier micro-batches are there during forward and backward.
+        clears_late: whether the last step's gradients are there until the forward pass is over, as in Lightning.
         has_gradient_buckets: whether DDP holds its own copy of the gradients (`gradient_as_bucket_view=False`).
         is_fused_optimizer: no temporaries in the optimizer step; else those of the foreach kernels.
         device_type: "cuda" or "cpu": they keep dropout masks in other sizes, and a CPU has no fused dropout attention.
@@ -66,6 +67,7 @@ class Plan:
     recompute: str = "none"
     attention: str = "sdpa"
     accumulates: bool = False
+    clears_late: bool = False
     has_gradient_buckets: bool = False
     is_fused_optimizer: bool = False
     device_type: str = "cuda"
@@ -105,7 +107,8 @@ class MemoryForecast:
     Attributes:
         parameters_bytes, gradients_bytes, optimizer_bytes: the states in full, as this device holds them.
         activations_bytes: kept by autograd when the backward pass begins, autocast's weight copies included.
-        temporary_bytes: beyond states and activations at the peak.
+        temporary_bytes: at the peak beside states and activations: logits, gradients on their way, buckets, ...
+        peak_gradients_bytes, peak_activations_bytes: what of them is there at the peak.
         peak_bytes: most that tensors hold at once.
         peak_at: "forward" (its end), "backward" (its beginning), "accumulated" (its end, with all gradients) or
             "optimizer".
@@ -117,6 +120,8 @@ class MemoryForecast:
     optimizer_bytes: int
     activations_bytes: int | None = None
     temporary_bytes: int | None = None
+    peak_gradients_bytes: int | None = None
+    peak_activations_bytes: int | None = None
     peak_bytes: int | None = None
     peak_at: str | None = None
     parts: Mapping[str, int] = field(default_factory=dict)
@@ -161,23 +166,26 @@ def add_activations(states: MemoryForecast, shapes: ModelShapes, plan: Plan) -> 
     before = states.gradients_bytes if plan.accumulates else 0
     buckets = states.gradients_bytes if plan.has_gradient_buckets else 0
     gathered = 2 * shapes.layer_parameters * plan.compute_size if plan.zero_stage == 3 and plan.shards > 1 else 0
-    temporary = _backward_bytes(shapes, plan, tokens, parts)
+    gradients = states.gradients_bytes
+    has_single_kernels = plan.is_fused_optimizer or plan.device_type == "cpu"
+    # moment: gradients, activations and temporaries that are there
     moments = {
-        "backward": before + kept + temporary,
-        # logits beside their fp32 copy and its softmax, autocast's copies not given back yet
-        "forward": before + kept + _forward_bytes(shapes, plan, tokens),
+        "forward": (gradients if plan.clears_late else before, kept, _forward_bytes(shapes, plan, tokens)),
+        "backward": (before, kept, _backward_bytes(shapes, plan, tokens, parts)),
         # the embedding's gradient comes last, with the first layer's temporaries gone
-        "accumulated": states.gradients_bytes + parts["embedding"],
-        "optimizer": states.gradients_bytes * (1 if plan.is_fused_optimizer or plan.device_type == "cpu" else 2),
+        "accumulated": (gradients, parts["embedding"], 0),
+        # foreach kernels make a list of denominators as large as the gradients
+        "optimizer": (gradients, 0, 0 if has_single_kernels else gradients),
     }
-    peak_at = max(moments, key=lambda name: moments[name])
-    peak = states.parameters_bytes + states.optimizer_bytes + moments[peak_at] + buckets + gathered
-    temporary = moments[peak_at] - kept - before if peak_at in ("backward", "forward") else 0
+    peak_at = max(moments, key=lambda name: sum(moments[name]))
+    at_peak = moments[peak_at]
     return replace(
         states,
         activations_bytes=kept,
-        temporary_bytes=temporary + buckets + gathered,
-        peak_bytes=peak,
+        temporary_bytes=at_peak[2] + buckets + gathered,
+        peak_gradients_bytes=at_peak[0],
+        peak_activations_bytes=at_peak[1],
+        peak_bytes=states.parameters_bytes + states.optimizer_bytes + sum(at_peak) + buckets + gathered,
         peak_at=peak_at,
         parts=parts,
     )
@@ -199,7 +207,9 @@ def _backward_bytes(shapes: ModelShapes, plan: Plan, tokens: int, parts: Mapping
 
 def _forward_bytes(shapes: ModelShapes, plan: Plan, tokens: int) -> int:
     """Most that the end of the forward pass holds beside what is kept of it."""
-    logits = 0 if shapes.positions else tokens * shapes.vocabulary * (4 + (plan.compute_size if plan.is_mixed else 0))
+    # the logits, and in half precision their copy in fp32, beside the softmax that is kept
+    per_value = 4 if plan.compute_size == 4 else 4 + plan.compute_size
+    logits = 0 if shapes.positions else tokens * shapes.vocabulary * per_value
     if plan.is_mixed and plan.recompute == "full":
         return logits + plan.compute_size * (shapes.linear_parameters - shapes.hidden * shapes.vocabulary)
     return logits

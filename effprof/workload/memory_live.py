@@ -16,9 +16,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What a storage can hold. What existed before tracking is a state; the rest is told apart when tracking is over.
-STATES = ("parameters", "gradients", "optimizer", "batch")
-
 
 @dataclass(frozen=True)
 class LiveMemory:
@@ -26,22 +23,24 @@ class LiveMemory:
 
     Attributes:
         kept_bytes: live when the backward pass began: what autograd keeps, and outputs that are still in use.
+        forward_peak_bytes: most that was live before that.
         peak_bytes: most that was ever live, gradients made in this stretch included.
         peak_gradients_bytes: gradients of parameters within the peak.
-        peak_temporary_bytes: born after the backward pass began and no gradient of a parameter, within the peak.
+        peak_temporary_bytes: born in the backward pass or after it and no gradient of a parameter, within the peak.
         end_bytes: still live at the end (new gradients, above all).
         gradients_bytes: gradients that this stretch made.
-        is_peak_in_backward: whether the peak lies in the backward pass.
+        peak_at: "forward", "backward" or "after" the backward pass (the optimizer's step).
         largest: (shape and dtype, number, bytes together) of the tensors live at the peak, largest first.
     """
 
     kept_bytes: int
+    forward_peak_bytes: int
     peak_bytes: int
     peak_gradients_bytes: int
     peak_temporary_bytes: int
     end_bytes: int
     gradients_bytes: int
-    is_peak_in_backward: bool
+    peak_at: str
     largest: tuple[tuple[str, int, int], ...]
 
     @property
@@ -51,10 +50,11 @@ class LiveMemory:
 
 
 class _Storage:
-    __slots__ = ("born", "bytes", "died", "is_backward", "label")
+    __slots__ = ("born", "bytes", "died", "is_backward", "is_gradient", "label")
 
-    def __init__(self, size: int, label: str, born: int, is_backward: bool) -> None:
+    def __init__(self, size: int, label: str, born: int, is_backward: bool, is_gradient: bool = False) -> None:
         self.bytes, self.label, self.born, self.is_backward = size, label, born, is_backward
+        self.is_gradient = is_gradient
         self.died: int | None = None
 
 
@@ -71,7 +71,10 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._clock = 0
         self._peak_bytes, self._peak_at = 0, 0
         self._kept_bytes = 0
+        self._forward_peak_bytes = 0
         self._was_in_backward = False
+        self._peak_in_backward = False
+        self._last_backward = 0
         self._storages: list[_Storage] = []
         # keyed by the address of the storage, which is free again when the weak reference dies
         self._known: dict[int, tuple[weakref.ref[Any], _Storage | None]] = {}
@@ -83,6 +86,12 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if storage is not None:
                 self._enter(storage, None)
 
+    def hold(self, gradients: Iterable[torch.Tensor | None]) -> None:
+        """Count gradients that exist already: they may be gone before the peak."""
+        for gradient in gradients:
+            if gradient is not None:
+                self._see(gradient, is_backward=False, is_gradient=True)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -93,6 +102,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._kept_bytes = max(self._kept_bytes, self.live_bytes)
         self._was_in_backward = is_backward
         self._clock += 1
+        if is_backward:
+            self._last_backward = self._clock
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor, is_backward)
@@ -104,7 +115,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def result(self, gradients: Iterable[torch.Tensor | None] = ()) -> LiveMemory:
         """What was seen; `gradients` are those of the parameters at the end."""
-        of_gradients: set[int] = set()
+        of_gradients = {id(record) for record in self._storages if record.is_gradient}
         for gradient in gradients:
             storage = _storage_of(gradient) if gradient is not None else None
             known = self._known.get(storage._cdata) if storage is not None else None
@@ -112,15 +123,21 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 of_gradients.add(id(known[1]))
         at_peak = [each for each in self._storages if self._is_live(each, self._peak_at)]
         parameters_bytes = sum(each.bytes for each in at_peak if id(each) in of_gradients)
-        temporary = sum(each.bytes for each in at_peak if each.is_backward and id(each) not in of_gradients)
+        # a second loss's forward pass comes before its backward pass, the optimizer's step after all of them
+        is_after = self._peak_at > self._last_backward > 0
+        late = [each for each in at_peak if each.is_backward or (is_after and each.born > self._last_backward)]
+        temporary = sum(each.bytes for each in late if id(each) not in of_gradients)
         return LiveMemory(
             kept_bytes=self._kept_bytes,
+            forward_peak_bytes=self._forward_peak_bytes,
             peak_bytes=self._peak_bytes,
             peak_gradients_bytes=parameters_bytes,
             peak_temporary_bytes=temporary,
             end_bytes=self.live_bytes,
-            gradients_bytes=sum(each.bytes for each in self._storages if id(each) in of_gradients),
-            is_peak_in_backward=any(each.is_backward and each.born == self._peak_at for each in at_peak),
+            gradients_bytes=sum(
+                each.bytes for each in self._storages if id(each) in of_gradients and not each.is_gradient
+            ),
+            peak_at="after" if is_after else "backward" if self._peak_in_backward else "forward",
             largest=_group(at_peak),
         )
 
@@ -128,7 +145,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What is live now, as `LiveMemory.largest` has it."""
         return _group([each for each in self._storages if each.died is None])
 
-    def _see(self, tensor: torch.Tensor, is_backward: bool) -> None:
+    def _see(self, tensor: torch.Tensor, is_backward: bool, is_gradient: bool = False) -> None:
         storage = _storage_of(tensor)
         if storage is None:
             return
@@ -136,12 +153,14 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None and known[0]() is storage:
             return
         label = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        record = _Storage(storage.nbytes(), label, self._clock, is_backward)
+        record = _Storage(storage.nbytes(), label, self._clock, is_backward, is_gradient)
         self._storages.append(record)
         self._enter(storage, record)
         self.live_bytes += record.bytes
+        if not self._last_backward:
+            self._forward_peak_bytes = max(self._forward_peak_bytes, self.live_bytes)
         if self.live_bytes > self._peak_bytes:
-            self._peak_bytes, self._peak_at = self.live_bytes, self._clock
+            self._peak_bytes, self._peak_at, self._peak_in_backward = self.live_bytes, self._clock, is_backward
 
     def _enter(self, storage: torch.UntypedStorage, record: _Storage | None) -> None:
         key = storage._cdata

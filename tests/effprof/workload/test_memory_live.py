@@ -77,7 +77,7 @@ def test_a_chain_of_linears_keeps_what_its_gradients_need() -> None:
     # are one number each
     assert result.kept_bytes == activation + 8
     assert result.gradients_bytes == 2 * weight
-    assert result.is_peak_in_backward
+    assert result.peak_at == "backward"
     # the peak: the second weight's gradient, ReLU's output, and gradients on their way
     assert result.peak_bytes == (
         result.peak_activations_bytes + result.peak_gradients_bytes + result.peak_temporary_bytes
