@@ -30,7 +30,7 @@ from effprof.callbacks import EfficiencyCallback
 
 VOCABULARY, WIDTH, LENGTH, ROWS = 64, 32, 16, 4
 EXPERTS, SKEW = 4, (0.55, 0.15, 0.15, 0.15)  # shares of the tokens that the skewed router sends to each expert
-STOPPED_AT, SAVED_EVERY, UNFINISHED_S = 27, 10, 1.5
+STOPPED_AT, SAVED_EVERY, UNFINISHED_S = 27, 10, 3.0
 now = time.perf_counter
 
 
@@ -146,13 +146,13 @@ class Net(pl.LightningModule):
             self.up, self.down = nn.Linear(WIDTH, 768), nn.Linear(768, WIDTH)
         if case.startswith("router"):
             shares = SKEW if case == "router_skewed" else (1 / EXPERTS,) * EXPERTS
-            self.moe = Experts(shares, injection, 0.004 if case == "router_skewed" else 0.0)
+            self.moe = Experts(shares, injection, 0.006 if case == "router_skewed" else 0.0)
         self.head = nn.Linear(WIDTH, VOCABULARY)
         self._inner: Any = torch.compile(self._mix, backend=self._slow_backend) if "compile" in case else self._mix
 
     def _slow_backend(self, module: Any, _: Any) -> Any:
         if self.case == "compile":
-            self.injection.sleep(4.0)
+            self.injection.sleep(8.0)
         return module.forward
 
     def _mix(self, x: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class Net(pl.LightningModule):
 
     def validation_step(self, batch: Tensor, index: int) -> None:
         if self.case == "evaluation_sleep":
-            self.injection.sleep(0.05)
+            self.injection.sleep(0.1)
         self.log("val", self(batch).mean())
 
     def transfer_batch_to_device(self, batch: Any, device: Any, index: int) -> Any:
@@ -223,7 +223,7 @@ class SlowOptimizer(Callback):
         self._injection = injection
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        trainer.optimizers[0].register_step_post_hook(lambda *_: self._injection.sleep(0.03))
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self._injection.sleep(0.05))
 
 
 class SlowLogger(CSVLogger):

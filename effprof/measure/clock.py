@@ -69,7 +69,7 @@ class PhaseClock:
         self.head = 0  # rows finished, ever; the writer keeps its own tail
         self.in_steps = False
         self.switch: Callable[[int], None] = self._switch_outside
-        self.on_device_switch: Callable[[int], None] | None = None  # to be set before the first step
+        self.on_device_switch: Callable[[int], None] | None = None  # set by `listen`
         self._on_span = on_span
         self._outside_since = started_ns
         self._rows = array("q", bytes(8 * ROW * CAPACITY))
@@ -95,7 +95,13 @@ class PhaseClock:
         self.in_steps = True
         self._events[0] = self._outside_since << _PHASE_BITS | OTHER
         self._event = 1
-        self.switch = self._switch if self.on_device_switch is None else self._switch_with_device
+        self.listen(self.on_device_switch)
+
+    def listen(self, on_switch: Callable[[int], None] | None) -> None:
+        """Call `on_switch` with each phase that begins from now on, in place of who was called so far."""
+        self.on_device_switch = on_switch
+        if self.in_steps:
+            self.switch = self._switch if on_switch is None else self._switch_with_device
 
     def _switch(self, phase: int) -> None:
         event = self._event

@@ -263,7 +263,7 @@ class _Open:
             if outer is not None:
                 outer(phase)
 
-        clock.on_device_switch = follow
+        clock.listen(follow)
         self._is_following = True
         marks.append((PHASES[clock.phase], now()))
 
@@ -286,7 +286,7 @@ class _Open:
         """Stop the profiler; its events are still in memory."""
         began = now()
         if self._is_following:
-            clock.on_device_switch = self._outer
+            clock.listen(self._outer)
             self._is_following = False
             self.facts.marks.append((PHASES[EFFPROF], began))
         if self._annotation is not None:
