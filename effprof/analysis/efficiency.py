@@ -71,10 +71,15 @@ def measure_efficiency(
     warnings = _explain_missing(record, steps, peak)
     useful = ~steps.is_repeated
     conventions = {name: _convention(name, steps, peak, warnings) for name in CONVENTIONS}
+    wall = _wall_share(float(steps.flops["exact"][useful].sum()), wall_device_s, peak, warnings)
+    hardware = _hardware_share(record, steps, peak, warnings)
+    if any(warning.code == "mfu_above_peak" and "(exact)" in warning.message for warning in warnings):
+        # the inputs are wrong: what the same ones make of a longer time only looks possible
+        wall.value = hardware.value = hardware.ci95 = None
     efficiency = Efficiency(
         mfu=_steady_share(steps.flops["exact"], steps, peak, conventions["exact"].mfu),
-        mfu_wall=_wall_share(float(steps.flops["exact"][useful].sum()), wall_device_s, peak, warnings),
-        hfu=_hardware_share(record, steps, peak, warnings),
+        mfu_wall=wall,
+        hfu=hardware,
         conventions=Conventions(
             exact=conventions["exact"],
             megatron=conventions["megatron"],
