@@ -177,8 +177,11 @@ def memory_text(analysis: Analysis) -> str:
             ("parameters", memory.parameters_bytes),
             ("gradients", memory.gradients_bytes),
             ("optimizer", memory.optimizer_bytes),
-            ("activations and other", memory.activations_bytes),
+            ("activations and other" if memory.temporary_bytes is None else "activations", memory.activations_bytes),
+            ("temporary", memory.temporary_bytes),
+            ("cached", memory.cached_free_bytes),
             ("fragmentation", memory.fragmentation_bytes),
+            ("beside the allocator", memory.non_torch_bytes),
         )
         if size is not None
     ]

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts, waterfall
+from effprof.reports import facts, memory, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import bar, clean, duration, percent
 
@@ -54,6 +54,15 @@ def render(analysis: Analysis) -> str:
         cells = [(label, percent(share), percent(left), evidence) for label, share, left, evidence in bars]
         parts += ["### From the peak down to MFU over the whole wall clock"]
         parts += [table(["lost to", "share", "left", "from"], cells)]
+    held = memory.rows(analysis)
+    if held:
+        parts += ["### Memory", f"Of {escape(memory.basis_text(analysis))}.", table(list(memory.HEADERS), held)]
+    predicted = memory.prediction_text(analysis)
+    if predicted:
+        parts += [f"Predicted: {escape(predicted)}."]
+    failure = memory.failure_texts(analysis)
+    if failure:
+        parts += ["### Ran out of memory", "\n".join(f"- {escape(text)}" for text in failure)]
     if analysis.moe is not None:
         heads = ["layer", "experts", "busiest ÷ mean", "least ÷ mean", "per batch", "dropped"]
         parts += ["### Experts", escape(facts.experts_text(analysis))]

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts, waterfall
+from effprof.reports import facts, memory, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import WIDTH, bar, clean, duration, percent, plural, wrap
 
@@ -25,6 +25,7 @@ def render(analysis: Analysis) -> str:
         _efficiency(analysis),
         _account(analysis),
         _waterfall(analysis),
+        _memory(analysis),
         _experts(analysis),
         _ranks(analysis),
         _telemetry(analysis),
@@ -135,6 +136,19 @@ def _waterfall(analysis: Analysis) -> list[str]:
     for label, share, left, evidence in rows:
         head = f"  − {percent(share):>7}  {label:<26}{percent(left):>8}  "
         lines += [_cut(line) for line in wrap(evidence, head, len(head))]
+    return lines
+
+
+def _memory(analysis: Analysis) -> list[str]:
+    lines = []
+    rows = memory.rows(analysis)
+    if rows:
+        lines = [*wrap(f"of {memory.basis_text(analysis)}", "memory"), *table(memory.HEADERS, rows)]
+    predicted = memory.prediction_text(analysis)
+    if predicted:
+        lines += wrap(predicted, "predicted")
+    for number, text in enumerate(memory.failure_texts(analysis)):
+        lines += wrap(text, "" if number else "ran out")
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from effprof.analysis.memory_model import MemoryFigures as MemoryFigures
 from effprof.analysis.timeline_model import Timeline
 from effprof.trace.summary import RankKernels
 
@@ -136,32 +137,6 @@ class Goodput(msgspec.Struct, kw_only=True):
 
     value: Annotated[float | None, _says("0 … 1; 1 less everything in `lost`. Null without a finished step")] = None
     lost: Annotated[dict[str, float], _says("line of the account: its share of the wall clock")] = {}
-
-
-class RankMemory(msgspec.Struct, kw_only=True):
-    """Allocator and process memory of one rank."""
-
-    rank: int
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    process_rss_bytes: Annotated[int | None, _says("largest resident set of the training process seen")] = None
-
-
-class MemoryFigures(msgspec.Struct, kw_only=True):
-    """Device memory of one device, its largest user first; null where there is no caching allocator."""
-
-    device_total_bytes: int | None = None
-    peak_reserved_bytes: Annotated[int | None, _says("largest over ranks: what the allocator took")] = None
-    peak_allocated_bytes: Annotated[int | None, _says("largest over ranks: what tensors used")] = None
-    parameters_bytes: int | None = None
-    gradients_bytes: int | None = None
-    optimizer_bytes: int | None = None
-    activations_bytes: Annotated[int | None, _says("peak_allocated less the three above: activations and other")] = None
-    fragmentation_bytes: Annotated[int | None, _says("peak_reserved less peak_allocated")] = None
-    alloc_retries: Annotated[int | None, _says("times the allocator had to free its cache and try again")] = None
-    ooms: int | None = None
-    process_rss_bytes: Annotated[int | None, _says("host memory of one training process, largest over ranks")] = None
-    ranks: list[RankMemory] = []
 
 
 class MoeLayer(msgspec.Struct, kw_only=True):

@@ -50,7 +50,7 @@ def forecast_memory(
         _add_closed_form(found, module, model_config, plan)
     _add_rehearsal(found, module, batch, step, context)
     if found["fake_copy"] is not None and found["closed_form"] is not None and plan is not None:
-        found["fake_copy"]["device_peak_bytes"] = _with_states(found["fake_copy"], found["closed_form"], plan)
+        found["fake_copy"].update(_with_states(found["fake_copy"], found["closed_form"], plan))
     found["seconds"] = time.perf_counter() - start
     return found
 
@@ -70,13 +70,24 @@ def live_facts(live: LiveMemory) -> dict[str, Any]:
     }
 
 
-def _with_states(rehearsed: Mapping[str, Any], states: Mapping[str, Any], plan: Plan) -> int:
-    """The peak of a whole step: states that are always there, and the fullest of its moments."""
+def _with_states(rehearsed: Mapping[str, Any], states: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The peak of a whole step: states that are always there, and the fullest of its moments with what fills it."""
     gradients = states["gradients_bytes"]
     before = gradients if plan.accumulates else 0
-    forward = (gradients if plan.clears_late else before) + rehearsed["forward_peak_bytes"]
-    fullest = max(forward, before + rehearsed["peak_bytes"], gradients)
-    return int(states["parameters_bytes"] + states["optimizer_bytes"] + fullest)
+    # moment: gradients, activations, temporaries
+    moments = {
+        "forward": (gradients if plan.clears_late else before, rehearsed["forward_peak_bytes"], 0),
+        "backward": (
+            max(before, rehearsed["peak_gradients_bytes"]),
+            rehearsed["peak_activations_bytes"],
+            rehearsed["peak_temporary_bytes"],
+        ),
+        "optimizer": (gradients, 0, 0),
+    }
+    name = max(moments, key=lambda each: sum(moments[each]))
+    at_peak = dict(zip(("gradients_bytes", "activations_bytes", "temporary_bytes"), moments[name], strict=True))
+    always = states["parameters_bytes"] + states["optimizer_bytes"]
+    return {"device_peak_bytes": always + sum(moments[name]), "step_peak_at": name, "at_peak": at_peak}
 
 
 def _add_closed_form(found: dict[str, Any], module: torch.nn.Module, model_config: Any, plan: Plan) -> None:

@@ -81,6 +81,9 @@ def test_what_is_printed_has_the_keys(simple_run: Any) -> None:
         "hardware.telemetry[]",
         "timeline.",
         "kernel_account.",
+        "memory.account.",
+        "memory.predictions[]",
+        "memory.out_of_memory.",
     )
     for key in keys(Analysis):
         if not key.path.startswith(optional):
