@@ -232,6 +232,9 @@ def experts_text(analysis: Analysis) -> str:
         return ""
     even = NOT_MEASURED if moe.imbalance is None else f"{moe.imbalance:.2f}"
     text = f"{plural(len(moe.layers), 'routed layer')} · busiest expert {even} × the mean"
+    if moe.speed_bound is not None and moe.expert_parallel_size != 1:
+        slowest = "expert-parallel rank" if moe.layers[0].speed_bound_basis == "expert_parallel_rank" else "expert"
+        text += f" · per micro-batch the slowest {slowest} takes {moe.speed_bound:.2f} × the mean"
     dropped = [layer.dropped_share for layer in moe.layers if layer.dropped_share is not None]
     if dropped:
         text += f" · up to {percent(max(dropped))} dropped"

@@ -53,9 +53,9 @@ def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None =
     peak = find_peak(run.record, device_type, peak_tflops)
     efficiency, efficiency_warnings = measure_efficiency(run.record, steps, peak, time_account.wall_device_s)
     memory, memory_warnings = measure_memory(run)
-    moe, moe_warnings = measure_moe(run)
     ranks, spread = measure_ranks(run, steps, time_account)
     kernels, kernel_warnings = window_accounts(run)
+    moe, moe_warnings = measure_moe(run, kernels)
     ended, reason, end_warnings = outcome(run, time.time() if now_s is None else now_s)
     analysis = Analysis(
         run=_facts(run, time_account, ended, reason),

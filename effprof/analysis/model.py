@@ -144,9 +144,20 @@ class MoeLayer(msgspec.Struct, kw_only=True):
 
     name: str
     tokens_per_expert: list[int]
-    imbalance: Annotated[float | None, _says("busiest expert ÷ mean; 1 is even")]
+    imbalance: Annotated[float | None, _says("busiest expert ÷ mean over all samples; 1 is even")]
     batch_imbalance: Annotated[float | None, _says("median over the sampled micro-batches of the same ratio")] = None
+    global_batch_imbalance: Annotated[
+        float | None, _says("median over steps, the ranks' micro-batches together: what the router learned (quality)")
+    ] = None
+    speed_bound: Annotated[
+        float | None,
+        _says("slowest expert-parallel rank ÷ mean, median over micro-batches: how much longer the experts take"),
+    ] = None
+    speed_bound_basis: Annotated[
+        str, _says("`expert_parallel_rank`, or `expert` where it is not known which experts share a rank")
+    ] = "expert"
     dropped_share: Annotated[float | None, _says("assignments dropped ÷ assignments made")] = None
+    capacity_padding_share: Annotated[float | None, _says("capacity slots without a token ÷ slots")] = None
 
 
 class Moe(msgspec.Struct, kw_only=True):
@@ -155,6 +166,15 @@ class Moe(msgspec.Struct, kw_only=True):
     layers: list[MoeLayer]
     imbalance: Annotated[float | None, _says("mean over layers")]
     samples: Annotated[int, _says("micro-batches looked at, over all ranks")] = 0
+    speed_bound: Annotated[float | None, _says("mean over layers")] = None
+    global_batch_imbalance: Annotated[float | None, _says("mean over layers")] = None
+    expert_parallel_size: Annotated[int | None, _says("ranks that a layer's experts are spread over")] = None
+    all_to_all_exposed_share: Annotated[
+        float | None, _says("all-to-all outside compute ÷ the kernel window's time; null without one in a window")
+    ] = None
+    grouped_gemm_efficiency: Annotated[
+        float | None, _says("FLOP/s of grouped GEMMs ÷ FLOP/s of the dense GEMMs in the same window")
+    ] = None
 
 
 class RankFigures(msgspec.Struct, kw_only=True):

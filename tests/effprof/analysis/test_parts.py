@@ -6,16 +6,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from effprof.analysis.analyze import analyze
 from effprof.analysis.hardware import describe_hardware
 from effprof.analysis.memory import measure_memory
 from effprof.analysis.model import Analysis
-from effprof.analysis.moe import imbalance, measure_moe
+from effprof.analysis.moe import imbalance, measure_moe, rank_imbalance
 from effprof.analysis.outcome import outcome
 from effprof.runlog.reader import Run, open_run
 from effprof.runlog.schema import Event, Probe, Telemetry
+from effprof.trace.summary import RankKernels
 
 GIB = 2**30
 
@@ -83,7 +85,9 @@ def test_expert_load_is_summed_over_data_parallel_ranks_once(tmp_path: Path, han
     assert moe.samples == 2
     assert moe.layers[0].dropped_share == pytest.approx(8 / 88)
     assert moe.layers[1].dropped_share is None
-    assert not warnings
+    assert moe.layers[0].speed_bound == 3.0
+    assert moe.layers[0].speed_bound_basis == "expert"
+    assert [warning.code for warning in warnings] == ["expert_parallel_unknown", "expert_capacity_unknown"]
 
 
 def test_load_that_moves_between_experts_shows_per_batch(tmp_path: Path, hand_made: Any) -> None:
@@ -95,6 +99,56 @@ def test_load_that_moves_between_experts_shows_per_batch(tmp_path: Path, hand_ma
     assert moe.layers[0].imbalance == 1.0
     assert moe.layers[0].batch_imbalance == 2.0
     assert imbalance([0, 0]) is None
+
+
+def test_skew_bounds_speed_per_expert_parallel_rank_and_quality_per_global_batch(
+    tmp_path: Path, hand_made: Any
+) -> None:
+    run = hand_made(tmp_path / "r").record(parallel={"expert": 2}, model={"expert_capacity": 40})
+    # two groups of two ranks; in each group one rank's experts get three quarters, in opposite halves
+    for rank, tokens in enumerate([[30, 0, 5, 5], [0, 30, 5, 5], [5, 5, 30, 0], [5, 5, 0, 30]]):
+        run.rank([run.step()] * 10, rank=rank, world_size=4, lines=[run.experts({"layers.1": tokens})])
+    moe, [warning] = measure_moe(opened(run))
+    assert moe is not None
+    [layer] = moe.layers
+    assert layer.batch_imbalance == 3.0
+    assert layer.speed_bound == moe.speed_bound == 1.5  # 60 of 80 tokens on one of two ranks
+    assert layer.speed_bound_basis == "expert_parallel_rank"
+    assert layer.global_batch_imbalance == moe.global_batch_imbalance == 1.0
+    assert layer.capacity_padding_share == pytest.approx(1 - 160 / (4 * 4 * 40))
+    assert "dropped tokens" in warning.message
+    assert "capacity padding" not in warning.message
+    assert rank_imbalance([1, 2, 3], 2) is None
+
+
+def test_experts_that_no_other_rank_waits_for_bound_nothing(tmp_path: Path, hand_made: Any) -> None:
+    run = hand_made(tmp_path / "r").record(parallel={"strategy": "DDPStrategy"})
+    for rank in range(2):
+        run.rank([run.step()] * 10, rank=rank, world_size=2, lines=[run.experts({"layers.1": [40, 0]})])
+    moe, _ = measure_moe(opened(run))
+    assert moe is not None
+    assert (moe.expert_parallel_size, moe.speed_bound, moe.imbalance) == (1, 1.0, 2.0)
+
+
+def test_what_only_kernels_tell_of_experts(tmp_path: Path, hand_made: Any) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step()] * 10, lines=[run.experts({"layers.1": [20, 20]})])
+
+    def family(**fields: Any) -> dict[str, Any]:
+        return {"count": 1, "total_s": 0.1, "union_s": 0.1, "share": 0.1, **fields}
+
+    split = dict.fromkeys(("compute_s", "communication_s", "communication_exposed_s", "idle_s"), 0.0)
+    families = {
+        "gemm": family(flops_per_s=4e14),
+        "grouped_gemm": family(flops_per_s=3e14),
+        "communication.all_to_all": family(exposed_s=0.2),
+    }
+    account = {**split, "window_s": 1.0, "memory_copy_s": 0.0, "memory_copy_exposed_s": 0.0, "idle": {}}
+    kernels = msgspec.convert({**account, "kernels": families}, RankKernels)
+    moe, _ = measure_moe(opened(run), {"0": kernels})
+    assert moe is not None
+    assert moe.all_to_all_exposed_share == pytest.approx(0.2)
+    assert moe.grouped_gemm_efficiency == pytest.approx(0.75)
 
 
 def test_a_routed_model_that_was_not_sampled_says_how(tmp_path: Path, hand_made: Any) -> None:
