@@ -35,7 +35,10 @@ _ATTENTION = (
     r"flash|fmha|attention|attn|sdpa|fused_?mha|mha_(?:fwd|bwd)|cudnn_generated_fort_native_sdpa|flex_?attention|"
     r"softmax_warp_(?:forward|backward).*masked|pagedattention|mla_(?:fwd|bwd|decode)|ck_fused_attn"
 )
-_GROUPED = r"grouped|group_?gemm|gemm_?group|moe_gemm|fused_moe|ptr_?array|pointer_?array|batched_expert"
+_GROUPED = (
+    r"grouped|group_?gemm|groupproblemshape|moeproblemshape|gemm_?group|moe_gemm|fused_moe|ptr_?array|"
+    r"pointer_?array|batched_expert"
+)
 _NORMALISATION = (
     r"layer_?norm|rms_?norm|batch_?norm|group_?norm|instance_?norm|rowwise_?moments|gammabeta|"
     r"bn_(?:fw|bw)|(?:^|::|_)bn_|cudnn.*norm|norm_(?:fwd|bwd)|compute_(?:internal_)?gradients|cuComputePartGrad"
