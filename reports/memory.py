@@ -10,7 +10,7 @@ HEADERS = ("memory at its peak", "size", "share")
 _NAMES = {"cached_free": "cached, free", "non_torch": "beside the allocator", "other": "other"}
 _BASES = {
     "allocator": "the allocator's peak",
-    "tracker": "tensors of one tracked micro-batch and the process's peak",
+    "tracker": "tensors of one tracked step and the process's peak",
     "fake_copy": "predicted tensors (rehearsed on a fake copy) and the process's peak",
     "predicted": "predicted tensors (rehearsed on a fake copy)",
 }

@@ -39,7 +39,7 @@ class MemoryAccount(msgspec.Struct, kw_only=True):
     basis: Annotated[
         str,
         _says(
-            "`allocator` (a device's own counters), `tracker` (every tensor of one live micro-batch, and the process), "
+            "`allocator` (a device's own counters), `tracker` (every tensor of one live step, and the process), "
             "`fake_copy` (predicted tensors, and the process) or `predicted` (tensors alone)"
         ),
     ]
@@ -62,7 +62,7 @@ class MemoryPrediction(msgspec.Struct, kw_only=True):
     peak_bytes: Annotated[int, _says("tensors of one device at the fullest moment of a step")]
     peak_at: Annotated[str, _says("the moment: `forward`, `backward`, `accumulated`, `optimizer`, `after` backward")]
     activations_bytes: Annotated[int | None, _says("kept by autograd when the backward pass begins")] = None
-    measured_bytes: Annotated[int | None, _says("peak of the allocator, or of the tracked micro-batch")] = None
+    measured_bytes: Annotated[int | None, _says("peak of the allocator, or of the tracked step")] = None
     ratio: Annotated[float | None, _says("predicted ÷ measured")] = None
 
 
@@ -126,7 +126,7 @@ class MemoryFigures(msgspec.Struct, kw_only=True):
     account: Annotated[MemoryAccount | None, _says("of the fullest rank; null where no peak is known")] = None
     predictions: list[MemoryPrediction] = []
     tracked_bytes: Annotated[
-        int | None, _says("tensors of one live micro-batch at their peak, states included; null unless asked for")
+        int | None, _says("tensors of one live step at their peak, states included; null unless asked for")
     ] = None
     out_of_memory: Annotated[OutOfMemory | None, _says("the last failure for want of memory")] = None
     ranks: list[RankMemory] = []

@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from effprof.errors import EffprofError
-from effprof.workload.memory import OPTIMIZER_STATE, PRECISIONS, Plan, predict_memory, state_forecast
+from effprof.workload.memory import (
+    OPTIMIZER_STATE,
+    PRECISIONS,
+    Plan,
+    optimizer_temporaries,
+    predict_memory,
+    state_forecast,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +89,7 @@ def _with_states(rehearsed: Mapping[str, Any], states: Mapping[str, Any], plan: 
             rehearsed["peak_activations_bytes"],
             rehearsed["peak_temporary_bytes"],
         ),
-        "optimizer": (gradients, 0, 0),
+        "optimizer": (gradients, 0, states["optimizer_temporary_bytes"]),
     }
     name = max(moments, key=lambda each: sum(moments[each]))
     at_peak = dict(zip(("gradients_bytes", "activations_bytes", "temporary_bytes"), moments[name], strict=True))
@@ -110,6 +117,10 @@ def _add_closed_form(found: dict[str, Any], module: torch.nn.Module, model_confi
         forecast = state_forecast(total, trained, plan)
     found["closed_form"] = {name: value for name, value in vars(forecast).items() if name != "reason"}
     found["closed_form"]["parts"] = dict(forecast.parts)
+    sizes = [parameter.numel() * parameter.element_size() for parameter in module.parameters()]
+    found["closed_form"]["optimizer_temporary_bytes"] = optimizer_temporaries(
+        plan, forecast.gradients_bytes, max(sizes, default=0)
+    )
     found["plan"] = dict(vars(plan))
 
 

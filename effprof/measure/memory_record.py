@@ -26,7 +26,7 @@ class MemoryRecord:
         session: where it is written.
         model: what is trained; None where it is not known yet.
         model_config: the model's config where it can't be found.
-        tracks: whether one live micro-batch is followed tensor by tensor.
+        tracks: whether one live optimizer step is followed tensor by tensor.
     """
 
     def __init__(self, session: Session, model: torch.nn.Module | None, model_config: Any, *, tracks: bool) -> None:
@@ -64,17 +64,12 @@ class MemoryRecord:
         session.write_record()
 
     def begin(self, batch: Any) -> None:
-        """A micro-batch begins: follow it, if it is the one; the one before is over."""
-        if self._tracker is not None:
-            self._end_tracking()
+        """A micro-batch begins: follow its step, if it is the one."""
         if self._tracker is not None:
             self._tracker.begin(batch, self._optimizers)
 
     def on_step_end(self, sequence: int, step: int) -> None:
         """An optimizer step is over."""
-        self._end_tracking()
-
-    def _end_tracking(self) -> None:
         try:
             if self._tracker is not None and self._tracker.end():
                 self._put_tracked(self._tracker)

@@ -1,7 +1,7 @@
-"""Follows every tensor of one live micro-batch, once and only when asked: the truth where no allocator counts.
+"""Follows every tensor of one live optimizer step, once and only when asked: the truth where no allocator counts.
 
 The tracker is a torch dispatch mode: it looks at what operations return and changes none of it, so that training stays
-bit-identical; the micro-batch it watches takes several times longer, all others are as before.
+bit-identical; the step it watches takes several times longer, all others are as before.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class MemoryTracker:
-    """Watches one micro-batch after the first optimizer step, which makes optimizer state and what else is made lazily.
+    """Watches the second optimizer step, all its micro-batches: the first one makes whatever is made lazily.
 
     Args:
         module: what is trained.
 
     Attributes:
-        is_due: whether the next micro-batch is to be watched.
+        is_due: whether a step begins with the next micro-batch that is to be watched.
         is_done: whether there is nothing more to watch.
         facts: what was seen; None with a `reason`.
     """
@@ -50,23 +50,23 @@ class MemoryTracker:
 
         from effprof.workload.memory_live import LiveTensors
 
-        live = LiveTensors()
         parameters = list(self._module.parameters())
+        live = LiveTensors(parameters)
         states = [value for optimizer in optimizers for state in _states(optimizer) for value in tree_leaves(state)]
         held = [*parameters, *self._module.buffers(), *states, *tree_leaves(batch)]
         live.know(tensor for tensor in held if isinstance(tensor, torch.Tensor))
-        live.hold(parameter.grad for parameter in parameters)
+        live.hold_gradients()
         live.__enter__()  # type: ignore[no-untyped-call]
         self._live = live
 
     def end(self) -> bool:
-        """The micro-batch is over, or training is; True where this was the one that was watched."""
+        """The step is over, or training is; True where this was the one that was watched."""
         live, self._live = self._live, None
         if live is None:
             return False
         self.is_done = True
         live.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self.facts = live_facts(live.result(parameter.grad for parameter in self._module.parameters()))
+        self.facts = live_facts(live.result())
         return True
 
 

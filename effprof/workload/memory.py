@@ -167,15 +167,14 @@ def add_activations(states: MemoryForecast, shapes: ModelShapes, plan: Plan) -> 
     buckets = states.gradients_bytes if plan.has_gradient_buckets else 0
     gathered = 2 * shapes.layer_parameters * plan.compute_size if plan.zero_stage == 3 and plan.shards > 1 else 0
     gradients = states.gradients_bytes
-    has_single_kernels = plan.is_fused_optimizer or plan.device_type == "cpu"
+    largest = plan.parameter_size * shapes.hidden * max(shapes.vocabulary, shapes.inner)
     # moment: gradients, activations and temporaries that are there
     moments = {
         "forward": (gradients if plan.clears_late else before, kept, _forward_bytes(shapes, plan, tokens)),
         "backward": (before, kept, _backward_bytes(shapes, plan, tokens, parts)),
         # the embedding's gradient comes last, with the first layer's temporaries gone
         "accumulated": (gradients, parts["embedding"], 0),
-        # foreach kernels make a list of denominators as large as the gradients
-        "optimizer": (gradients, 0, 0 if has_single_kernels else gradients),
+        "optimizer": (gradients, 0, optimizer_temporaries(plan, gradients, largest)),
     }
     peak_at = max(moments, key=lambda name: sum(moments[name]))
     at_peak = moments[peak_at]
@@ -189,6 +188,17 @@ def add_activations(states: MemoryForecast, shapes: ModelShapes, plan: Plan) -> 
         peak_at=peak_at,
         parts=parts,
     )
+
+
+def optimizer_temporaries(plan: Plan, gradients_bytes: int, largest_bytes: int) -> int:
+    """What an optimizer step makes for itself: adaptive ones need denominators.
+
+    torch's foreach kernels (its choice on a GPU) make them for all parameters at once, the loop that it chooses on a
+    CPU makes two for one parameter at a time, fused kernels none.
+    """
+    if plan.is_fused_optimizer or OPTIMIZER_STATE[plan.optimizer][0] < 2:
+        return 0
+    return 2 * largest_bytes if plan.device_type == "cpu" else gradients_bytes
 
 
 def _backward_bytes(shapes: ModelShapes, plan: Plan, tokens: int, parts: Mapping[str, int]) -> int:

@@ -72,13 +72,14 @@ def rehearse_memory(
         CountFailed: with the reason, where the module cannot be copied or its step needs values.
     """
     start = time.perf_counter()
-    counter, mode, live = OperationCounter(), _fake_mode(), LiveTensors()
+    counter, mode = OperationCounter(), _fake_mode()
     with untouched_randomness(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         twin = copy_as_fake(unwrap(module), mode, counter)
         for parameter in twin.parameters():
             parameter.grad = None
         inputs = fake_batch(batch, mode)
+        live = LiveTensors(twin.parameters())
         live.know([*twin.parameters(), *twin.buffers(), *_tensors(inputs)])
         with contextlib.ExitStack() as stack:
             # the counter answers questions about values; its counts are not used
@@ -97,7 +98,7 @@ def rehearse_memory(
             loss = _only_loss(loss)
             _differentiate(loss, counter)
             del loss
-    measured = live.result(parameter.grad for parameter in twin.parameters())
+    measured = live.result()
     return RehearsedMemory(measured, tuple(counter.assumptions), time.perf_counter() - start)
 
 

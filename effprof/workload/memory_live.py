@@ -50,23 +50,27 @@ class LiveMemory:
 
 
 class _Storage:
-    __slots__ = ("born", "bytes", "died", "is_backward", "is_gradient", "label")
+    __slots__ = ("born", "bytes", "died", "is_backward", "is_gradient", "is_held", "label")
 
-    def __init__(self, size: int, label: str, born: int, is_backward: bool, is_gradient: bool = False) -> None:
+    def __init__(self, size: int, label: str, born: int, is_backward: bool, is_held: bool) -> None:
         self.bytes, self.label, self.born, self.is_backward = size, label, born, is_backward
-        self.is_gradient = is_gradient
+        self.is_held = self.is_gradient = is_held
         self.died: int | None = None
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tracks while it is entered.
 
+    Args:
+        parameters: their gradients are told from other tensors when a backward pass is over.
+
     Attributes:
         live_bytes: what is live now of what was born under this mode.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._parameters = list(parameters)
         self.live_bytes = 0
         self._clock = 0
         self._peak_bytes, self._peak_at = 0, 0
@@ -86,11 +90,11 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if storage is not None:
                 self._enter(storage, None)
 
-    def hold(self, gradients: Iterable[torch.Tensor | None]) -> None:
+    def hold_gradients(self) -> None:
         """Count gradients that exist already: they may be gone before the peak."""
-        for gradient in gradients:
-            if gradient is not None:
-                self._see(gradient, is_backward=False, is_gradient=True)
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                self._see(parameter.grad, is_backward=False, is_held=True)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -100,6 +104,8 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if is_backward and not self._was_in_backward:
             # the operation that has just run is the first of a backward pass; what it made is not counted yet
             self._kept_bytes = max(self._kept_bytes, self.live_bytes)
+        if self._was_in_backward and not is_backward:
+            self._mark_gradients()
         self._was_in_backward = is_backward
         self._clock += 1
         if is_backward:
@@ -113,20 +119,15 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False
 
-    def result(self, gradients: Iterable[torch.Tensor | None] = ()) -> LiveMemory:
-        """What was seen; `gradients` are those of the parameters at the end."""
-        of_gradients = {id(record) for record in self._storages if record.is_gradient}
-        for gradient in gradients:
-            storage = _storage_of(gradient) if gradient is not None else None
-            known = self._known.get(storage._cdata) if storage is not None else None
-            if known is not None and known[1] is not None:
-                of_gradients.add(id(known[1]))
+    def result(self) -> LiveMemory:
+        """What was seen."""
+        self._mark_gradients()
         at_peak = [each for each in self._storages if self._is_live(each, self._peak_at)]
-        parameters_bytes = sum(each.bytes for each in at_peak if id(each) in of_gradients)
+        parameters_bytes = sum(each.bytes for each in at_peak if each.is_gradient)
         # a second loss's forward pass comes before its backward pass, the optimizer's step after all of them
         is_after = self._peak_at > self._last_backward > 0
         late = [each for each in at_peak if each.is_backward or (is_after and each.born > self._last_backward)]
-        temporary = sum(each.bytes for each in late if id(each) not in of_gradients)
+        temporary = sum(each.bytes for each in late if not each.is_gradient)
         return LiveMemory(
             kept_bytes=self._kept_bytes,
             forward_peak_bytes=self._forward_peak_bytes,
@@ -134,9 +135,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
             peak_gradients_bytes=parameters_bytes,
             peak_temporary_bytes=temporary,
             end_bytes=self.live_bytes,
-            gradients_bytes=sum(
-                each.bytes for each in self._storages if id(each) in of_gradients and not each.is_gradient
-            ),
+            gradients_bytes=sum(each.bytes for each in self._storages if each.is_gradient and not each.is_held),
             peak_at="after" if is_after else "backward" if self._peak_in_backward else "forward",
             largest=_group(at_peak),
         )
@@ -145,7 +144,14 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What is live now, as `LiveMemory.largest` has it."""
         return _group([each for each in self._storages if each.died is None])
 
-    def _see(self, tensor: torch.Tensor, is_backward: bool, is_gradient: bool = False) -> None:
+    def _mark_gradients(self) -> None:
+        for parameter in self._parameters:
+            storage = _storage_of(parameter.grad) if parameter.grad is not None else None
+            known = self._known.get(storage._cdata) if storage is not None else None
+            if known is not None and known[1] is not None:
+                known[1].is_gradient = True
+
+    def _see(self, tensor: torch.Tensor, is_backward: bool, is_held: bool = False) -> None:
         storage = _storage_of(tensor)
         if storage is None:
             return
@@ -153,7 +159,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is not None and known[0]() is storage:
             return
         label = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-        record = _Storage(storage.nbytes(), label, self._clock, is_backward, is_gradient)
+        record = _Storage(storage.nbytes(), label, self._clock, is_backward, is_held)
         self._storages.append(record)
         self._enter(storage, record)
         self.live_bytes += record.bytes

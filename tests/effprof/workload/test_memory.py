@@ -89,13 +89,13 @@ def context_of(precision: str) -> Any:
 
 def run_live(model: Any, batch: dict[str, Any], precision: str) -> LiveMemory:
     """One real micro-batch under the tracker."""
-    live = LiveTensors()
+    live = LiveTensors(model.parameters())
     live.know([*model.parameters(), *model.buffers(), *batch.values()])
     with live:
         with context_of(precision):
             loss = model(**batch).loss
         loss.backward()
-    return live.result(parameter.grad for parameter in model.parameters())
+    return live.result()
 
 
 CASES = [
@@ -178,11 +178,11 @@ def test_a_convolutional_net_is_rehearsed_to_the_byte() -> None:
 
     model, batch = Net(), {"images": torch.randn(4, 3, 16, 16), "labels": torch.zeros(4, dtype=torch.long)}
     rehearsed = rehearse_memory(model, batch).live
-    live = LiveTensors()
+    live = LiveTensors(model.parameters())
     live.know([*model.parameters(), *model.buffers(), *batch.values()])
     with live:
         model(**batch).backward()
-    result = live.result(parameter.grad for parameter in model.parameters())
+    result = live.result()
     assert rehearsed.kept_bytes == result.kept_bytes
     assert rehearsed.peak_bytes == pytest.approx(result.peak_bytes, rel=0.02)
 

@@ -66,13 +66,13 @@ def test_a_chain_of_linears_keeps_what_its_gradients_need() -> None:
     rows, width = 32, 64
     model = nn.Sequential(nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False))
     data = torch.randn(rows, width)
-    live = LiveTensors()
+    live = LiveTensors(model.parameters())
     live.know([*model.parameters(), data])
     with live:
         loss = model(data).sum()
         loss.backward()
     activation, weight = rows * width * 4, width * width * 4
-    result = live.result(parameter.grad for parameter in model.parameters())
+    result = live.result()
     # autograd keeps the data (known) and the output of ReLU, which the second layer shares; the loss and its gradient
     # are one number each
     assert result.kept_bytes == activation + 8
