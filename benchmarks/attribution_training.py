@@ -73,9 +73,12 @@ class Tokens(Dataset[Tensor]):
 class Block(nn.Module):
     """Wide enough that running it again takes time that shows."""
 
+    fixed: Tensor
+
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(depth)))
+        self.register_buffer("fixed", torch.randn(width, width, generator=torch.Generator().manual_seed(0)) / width)
         self.runs = 0
         self.again_s = 0.0
 
@@ -83,7 +86,11 @@ class Block(nn.Module):
         began = now()
         self.runs += 1
         try:
-            y: Tensor = self.layers(x)
+            with torch.no_grad():  # work that only forward has: what its second run costs is not made up for elsewhere
+                noise = x
+                for _ in range(24):
+                    noise = torch.tanh(noise @ self.fixed)
+            y: Tensor = self.layers(x + 1e-6 * noise)
             return y
         finally:  # the run in backward is left by an exception once it has made what is needed
             if self.runs % 2 == 0:

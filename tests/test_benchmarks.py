@@ -57,3 +57,12 @@ def test_gpu_check_on_a_cpu(tmp_path: Path) -> None:
 def test_startup(tmp_path: Path) -> None:
     result, _ = run_benchmark("startup.py", tmp_path / "startup.json", "--repeats", "1")
     assert set(result["seconds"]) >= {"effprof --help", "effprof analyze --help"}
+
+
+def test_log_speed(tmp_path: Path) -> None:
+    quick = ("--steps", "2000", "--repeats", "1", "--ranks", "1", "20", "--rank-steps", "200")
+    result, table = run_benchmark("log_speed.py", tmp_path / "log.json", *quick)
+    assert [row["ranks"] for row in result["ranks"]] == [1, 20]
+    assert all(row["records_per_s"]["median"] > 0 for row in result["layouts"])
+    assert len(result["layouts"]) == 5
+    assert "step records/s" in table

@@ -202,12 +202,25 @@ def _step_seconds(ranks: Sequence[RankLog], rows: dict[int, NDArray[np.int64]]) 
     The largest time of each single step would count the same delay once on every rank that saw it. Time that another
     rank spent in evaluation, checkpoint, logging and the like while this one waited for it is taken out too.
     """
-    inside = np.stack([seconds_in(rank, STEP_PHASES)[rows[rank.header.rank]] for rank in ranks])
-    outside = np.stack([seconds_in(rank, OUTSIDE_PHASES)[rows[rank.header.rank]] for rank in ranks])
-    waited = np.minimum(outside.max(axis=0) - outside, inside - inside.min(axis=0))
-    own = inside - waited
-    slowest: Array = own[int(np.argmax(own.sum(axis=1)))]
+    # one rank after the other, so that memory does not grow with their number
+    least_inside, most_outside = _inside_and_outside(ranks[0], rows)
+    for rank in ranks[1:]:
+        inside, outside = _inside_and_outside(rank, rows)
+        most_outside = np.maximum(most_outside, outside)
+        least_inside = np.minimum(least_inside, inside)
+    slowest, longest_s = most_outside, -1.0
+    for rank in ranks:
+        inside, outside = _inside_and_outside(rank, rows)
+        own = inside - np.minimum(most_outside - outside, inside - least_inside)
+        if own.sum() > longest_s:
+            slowest, longest_s = own, float(own.sum())
     return slowest
+
+
+def _inside_and_outside(rank: RankLog, rows: dict[int, NDArray[np.int64]]) -> tuple[Array, Array]:
+    """Seconds of a rank's steps in the phases of a step, and in evaluation, checkpoint and the like."""
+    chosen = rows[rank.header.rank]
+    return seconds_in(rank, STEP_PHASES)[chosen], seconds_in(rank, OUTSIDE_PHASES)[chosen]
 
 
 def _missing_rank_scale(run: Run, attempt: Attempt, warnings: list[Warning]) -> float:

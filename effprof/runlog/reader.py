@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from effprof.errors import EffprofError
+from effprof.runlog.columns import RANKS_IN_MEMORY, ColumnFile, Joiner, StepBlock, bad_time, length_of
 from effprof.runlog.files import Files
 from effprof.runlog.layout import ATTEMPT, RUN_FILE, SEGMENT
 from effprof.runlog.schema import (
@@ -21,12 +22,10 @@ from effprof.runlog.schema import (
     Experts,
     Header,
     Kernels,
-    Line,
     Memory,
     Probe,
     RunRecord,
     Span,
-    Steps,
     Telemetry,
 )
 
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_decoder = msgspec.json.Decoder(Line)
-_MAX_NS = 2.0**63
+_decoder = msgspec.json.Decoder(
+    Header | StepBlock | Span | Memory | Experts | Kernels | Probe | Telemetry | Event | End
+)
 
 
 @dataclass
@@ -48,9 +48,10 @@ class Problem:
 
 @dataclass
 class SegmentLines:
-    """What one log file held, in the order written."""
+    """What one log file held, in the order written; steps apart."""
 
     header: Header
+    steps: Joiner
     lines: list[Any] = field(default_factory=list)
     skipped: int = 0
     torn: bool = False
@@ -61,7 +62,7 @@ class RankLog:
     """One rank's log of one attempt. `columns` maps a step column to float64 values, NaN where the log has null."""
 
     header: Header
-    columns: dict[str, NDArray[np.float64]]
+    columns: Mapping[str, NDArray[np.float64]]
     spans: list[Span]
     memory: list[Memory]
     experts: list[Experts]
@@ -79,7 +80,7 @@ class RankLog:
     @property
     def steps(self) -> int:
         """Number of finished optimizer steps in the log."""
-        return len(self.columns["end_ns"]) if "end_ns" in self.columns else 0
+        return length_of(self.columns)
 
 
 @dataclass
@@ -204,10 +205,14 @@ def _read_attempt(files: Files, index: int, problems: list[Problem]) -> Attempt:
             order = float(match["segment"]) if match["segment"] else math.inf
             groups.setdefault((match["role"], int(match["number"])), []).append((order, files.join(name)))
     attempt = Attempt(index, [], [])
+    store = ColumnFile() if sum(role == "rank" for role, _ in groups) > RANKS_IN_MEMORY else None
     for (role, _), paths in sorted(groups.items()):
         segments = [read_segment(files, path, problems) for _, path in sorted(paths)]
         if role == "rank":
-            attempt.ranks.append(build_rank(segments, paths[0][1]))
+            rank = build_rank(segments, paths[0][1])
+            if store is not None:
+                rank.columns = store.put(rank.columns)
+            attempt.ranks.append(rank)
         else:
             attempt.nodes.append(build_node(segments))
     return attempt
@@ -229,18 +234,23 @@ def read_segment(files: Files, path: str, problems: list[Problem]) -> SegmentLin
     """Decode one log file. A torn last line and unknown line types are counted; a header must be whole."""
     raw = files.read(path)
     first, newline, rest = raw.partition(b"\n")
-    segment = SegmentLines(_read_header(path, first, bool(newline)))
+    segment = SegmentLines(_read_header(path, first, bool(newline)), Joiner(path))
     unknown = 0
     *lines, tail = rest.split(b"\n")
     for number, text in enumerate(lines, start=2):
         if not text.strip():
             continue
         try:
-            segment.lines.append(_decoder.decode(text))
+            line = _decoder.decode(text)
         except msgspec.DecodeError:
             _refuse_non_finite(path, number, text)
             segment.skipped += 1
             unknown += _type_of(text) is not None
+            continue
+        if isinstance(line, StepBlock):
+            segment.steps.add(line)
+        else:
+            segment.lines.append(line)
     if tail.strip():
         segment.torn = True
         segment.skipped += 1
@@ -280,13 +290,9 @@ def _refuse_non_finite(path: str, number: int, text: bytes) -> None:
         json.loads(text)
         msgspec.json.decode(text)
     except msgspec.DecodeError:
-        raise _bad_time(f"{path}, line {number}: a value that is not finite") from None
+        raise bad_time(f"{path}, line {number}: a value that is not finite") from None
     except ValueError:
         return
-
-
-def _bad_time(what: str) -> EffprofError:
-    return EffprofError(what, "the log was altered or its clock is broken: remove the line, or record the run again")
 
 
 def _type_of(text: bytes) -> str | None:
@@ -301,9 +307,12 @@ def _type_of(text: bytes) -> str | None:
 def build_rank(segments: list[SegmentLines], path: str) -> RankLog:
     """Join a rank's segments and check that every time in them is a finite, non-negative number."""
     lines = [line for segment in segments for line in segment.lines]
+    steps = Joiner(path)
+    for segment in segments:
+        steps.extend(segment.steps)
     rank = RankLog(
         header=segments[0].header,
-        columns=_columns([line for line in lines if isinstance(line, Steps)], path),
+        columns=steps.join(),
         spans=[line for line in lines if isinstance(line, Span)],
         memory=[line for line in lines if isinstance(line, Memory)],
         experts=[line for line in lines if isinstance(line, Experts)],
@@ -316,7 +325,7 @@ def build_rank(segments: list[SegmentLines], path: str) -> RankLog:
     )
     for span in rank.spans:
         if span.start_ns < 0 or span.end_ns < span.start_ns:
-            raise _bad_time(f"{path}: span {span.name} ends before it starts or has a negative time")
+            raise bad_time(f"{path}: span {span.name} ends before it starts or has a negative time")
     rank.last_ns = max(_times(rank))
     return rank
 
@@ -331,33 +340,6 @@ def _times(rank: RankLog) -> Iterable[int]:
     yield from (line.monotonic_ns for line in rank.events)
     if rank.end:
         yield rank.end.monotonic_ns
-
-
-def _columns(blocks: list[Steps], path: str) -> dict[str, NDArray[np.float64]]:
-    import numpy as np
-
-    names = dict.fromkeys(name for block in blocks for name in block.columns)
-    columns = {}
-    for name in names:
-        parts = [
-            np.array(block.columns[name], dtype=np.float64) if name in block.columns else np.full(block.n, np.nan)
-            for block in blocks
-        ]
-        if any(len(part) != block.n for part, block in zip(parts, blocks, strict=True)):
-            raise EffprofError(f"{path}: column {name} is shorter or longer than its block", "record the run again")
-        columns[name] = np.concatenate(parts)
-    for name, values in columns.items():
-        if not name.endswith("_ns"):
-            continue
-        present = values[~np.isnan(values)]
-        is_optional = name not in ("end_ns",)
-        if (not is_optional and len(present) < len(values)) or np.any(present < 0) or np.any(present >= _MAX_NS):
-            raise _bad_time(f"{path}: {name} holds a time that is negative or not finite")
-    if "end_ns" in columns and np.any(np.diff(columns["end_ns"]) < 0):
-        raise _bad_time(f"{path}: steps are out of order in time")
-    if blocks and "end_ns" not in columns:
-        raise EffprofError(f"{path}: its steps have no end_ns column", "record the run again")
-    return columns
 
 
 def build_node(segments: list[SegmentLines]) -> NodeLog:
