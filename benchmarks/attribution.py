@@ -1,6 +1,6 @@
 """Known delays put into real Lightning trainings, and the line of the time account that each second of them went to.
 
-    python benchmarks/attribution.py                       # every case, about ten minutes on two cores
+    python benchmarks/attribution.py                       # every case, about 20 minutes on two cores
     python benchmarks/attribution.py --cases input_sleep   # some of them
     python benchmarks/attribution.py --write-docs          # also puts the table into docs/accuracy.md
 
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Outcome:
     unattributed: float  # of the wall clock after start-up
     elsewhere: str  # the other line that grew most
     note: str = ""
+    shares: tuple[float, ...] = ()  # of all repeats; the rest is of the one with the median
 
     @property
     def holds(self) -> bool:
@@ -211,6 +212,12 @@ def measure_restart(case: str, trainings: Trainings) -> list[Outcome]:
     return outcomes
 
 
+def middle(repeats: list[Outcome]) -> Outcome:
+    """The repeat with the median share, with the shares of all."""
+    ordered = sorted(repeats, key=lambda outcome: outcome.share)
+    return replace(ordered[len(ordered) // 2], shares=tuple(outcome.share for outcome in ordered))
+
+
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     rows = [
@@ -220,12 +227,13 @@ def table(outcomes: list[Outcome]) -> str:
             f"{outcome.injected_s:.2f} s",
             f"{outcome.attributed_s:.2f} s",
             f"{100 * outcome.share:.1f} %",
+            f"{100 * outcome.shares[0]:.1f} … {100 * outcome.shares[-1]:.1f} %",
             f"{100 * outcome.unattributed:.2f} %",
             "yes" if outcome.holds else "no",
         ]
         for outcome in outcomes
     ]
-    heads = ["injected", "line", "injected time", "in that line", "share", "unattributed", "95 … 105 %"]
+    heads = ["injected", "line", "injected time", "in that line", "share", "all repeats", "unattributed", "95 … 105 %"]
     return tabulate(rows, headers=heads, tablefmt="pipe", disable_numparse=True)
 
 
@@ -238,7 +246,7 @@ def write_docs(text: str, result: dict[str, Any]) -> None:
     about = (
         f"Made by `benchmarks/attribution.py` on {result['date']}: {machine['cpu']}, {machine['cores']} cores, torch "
         f"{versions['torch']}, Lightning {versions['pytorch-lightning']}. Each row is a real Lightning training with "
-        "one known delay against the same training without it."
+        "one known delay against the same training without it; of the repeats the one with the median share is shown."
     )
     before, rest = page.split(BEGIN)
     ACCURACY.write_text(f"{before}{BEGIN}\n{about}\n\n{text}\n{END}{rest.split(END)[1]}")
@@ -249,21 +257,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", nargs="*", help="names of cases; all by default")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--repeats", type=int, default=3, help="the one with the median share is shown")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--folder", type=Path, help="keep the runs here")
     parser.add_argument("--write-docs", action="store_true")
     arguments = parser.parse_args()
+    found: dict[tuple[str, str], list[Outcome]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        trainings = Trainings(arguments.folder or Path(temporary), arguments.steps)
-        outcomes = []
-        for case in CASES:
-            if not arguments.cases or case.name in arguments.cases:
-                outcomes.append(measure(case, trainings))
-                print(outcomes[-1], file=sys.stderr)
-        for name in RESTARTS:
-            if not arguments.cases or name in arguments.cases:
-                outcomes += measure_restart(name, trainings)
-                print(outcomes[-1], file=sys.stderr)
+        for repeat in range(arguments.repeats):
+            folder = (arguments.folder or Path(temporary)) / f"repeat-{repeat}"
+            folder.mkdir()
+            trainings = Trainings(folder, arguments.steps)
+            for case in (*CASES, *RESTARTS):
+                name = case if isinstance(case, str) else case.name
+                if arguments.cases and name not in arguments.cases:
+                    continue
+                new = measure_restart(case, trainings) if isinstance(case, str) else [measure(case, trainings)]
+                for outcome in new:
+                    print(outcome, file=sys.stderr)
+                    found.setdefault((outcome.case, outcome.line), []).append(outcome)
+    outcomes = [middle(repeats) for repeats in found.values()]
     path = write_result("attribution", {"outcomes": [{**asdict(o), "holds": o.holds} for o in outcomes]}, arguments.out)
     text = table(outcomes)
     print(text)

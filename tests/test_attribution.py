@@ -17,7 +17,7 @@ CASES = ("input_sleep", "checkpoint_sleep", "busy_step_window", "crashed")
 def test_injected_seconds_land_in_their_line(tmp_path: Path) -> None:
     out = tmp_path / "attribution.json"
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--out", str(out), "--folder", str(tmp_path), "--cases", *CASES],
+        [sys.executable, str(BENCHMARK), "--out", str(out), "--repeats", "1", "--cases", *CASES],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
