@@ -6,11 +6,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from time import perf_counter_ns as now
 from typing import TYPE_CHECKING, Any
 
 from effprof.callbacks.lightning_actions import ActionListener, watch_loggers
 from effprof.callbacks.lightning_facts import configuration, framework_of, placement_of
-from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, LOGGING, OPTIMIZER, OTHER, PhaseClock
+from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, LOGGING, OPTIMIZER, OTHER, PHASE_BITS, PhaseClock
 from effprof.measure.live import Live
 from effprof.measure.profiler import StepProfiler
 from effprof.runlog.layout import prepare_own_id
@@ -62,8 +63,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         kernel_window: True records a few steps with torch's own profiler once, N every N steps: the account is then
             split by kernels. Without it, `touch RUN/profile` or SIGUSR2 asks for a window.
         keep_trace: whether the raw traces of kernel windows are kept beside the log.
-        track_memory: whether one micro-batch is followed tensor by tensor, for the truth beside the predicted memory;
-            that micro-batch takes several times longer.
+        track_memory: whether one optimizer step is followed tensor by tensor, for the truth beside the prediction; that
+            step takes several times longer.
     """
 
     _is_first_batch: bool
@@ -151,7 +152,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._close("failed", f"{type(exception).__name__}: {exception}", exception)
 
-    # Inside a micro-batch: these are the hot path.
+    # Inside a micro-batch: these are the hot path. `mark` only appends to a queue and can't fail, so needs no guard.
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         clock, profiler = self._clock, self._profiler
@@ -171,20 +172,24 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             self._disable("measuring", error)
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if self._clock is not None:
-            self._clock.switch(OPTIMIZER)
+        clock = self._clock
+        if clock is not None:
+            clock.mark(now() << PHASE_BITS | OPTIMIZER)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        if self._clock is not None:
-            self._clock.switch(BACKWARD)
+        clock = self._clock
+        if clock is not None:
+            clock.mark(now() << PHASE_BITS | BACKWARD)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        if self._clock is not None:
-            self._clock.switch(FORWARD if self._is_manual else OTHER)
+        clock = self._clock
+        if clock is not None:
+            clock.mark(now() << PHASE_BITS | self._after_backward)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if self._clock is not None:
-            self._clock.switch(OPTIMIZER)
+        clock = self._clock
+        if clock is not None:
+            clock.mark(now() << PHASE_BITS | OPTIMIZER)
             # Lightning's own count of steps, kept here: asking the Trainer for it costs more than all stamps together
             self._steps += 1
 
@@ -230,7 +235,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         self._log_every = 0
         self._before_evaluation = OTHER
         self._is_first_batch = True
-        self._is_manual = False
+        self._after_backward = OTHER
         self._is_zero = False
 
     def _open(self, trainer: Any, pl_module: Any) -> None:
@@ -307,7 +312,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         self._undo.append(lambda: bar.__dict__.pop("get_metrics", None))
 
     def _watch_manual_optimizers(self, trainer: Any) -> None:
-        self._is_manual = True
+        self._after_backward = FORWARD
 
         def after_step(*_: Any) -> None:
             if self._clock is not None:

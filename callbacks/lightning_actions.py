@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter_ns as now
 from typing import Any
 
-from effprof.measure.clock import CHECKPOINT, FORWARD, HOST_TO_DEVICE, INPUT_WAIT, LOGGING, OTHER, PhaseClock
+from effprof.measure.clock import (
+    CHECKPOINT,
+    FORWARD,
+    HOST_TO_DEVICE,
+    INPUT_WAIT,
+    LOGGING,
+    OTHER,
+    PHASE_BITS,
+    PhaseClock,
+)
 
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"
 BATCH = "run_training_batch"
@@ -34,18 +44,18 @@ class ActionListener:
 
         def enter(phase: int) -> None:
             if clock.phase in (OTHER, INPUT_WAIT):  # a fetch or transfer for an evaluation belongs to the evaluation
-                clock.switch(phase)
+                clock.mark(now() << PHASE_BITS | phase)
 
         def leave(phase: int) -> None:
             if clock.phase == phase:
-                clock.switch(OTHER)
+                clock.mark(now() << PHASE_BITS | OTHER)
 
         def enter_batch() -> None:
             self.has_seen_batch = True
-            clock.switch(FORWARD)
+            clock.mark(now() << PHASE_BITS | FORWARD)
 
         def leave_batch() -> None:
-            clock.switch(OTHER)  # what other callbacks do between the batch and effprof's own hook
+            clock.mark(now() << PHASE_BITS | OTHER)  # what other callbacks do between the batch and effprof's own hook
 
         def enter_checkpoint() -> None:
             outer.append(clock.phase)

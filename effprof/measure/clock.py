@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
+import threading
+from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from time import perf_counter_ns as now
@@ -30,34 +31,36 @@ from effprof.runlog.schema import COUNTERS, PHASES
 ) = range(len(PHASES))
 PHASE_NUMBER = {name: number for number, name in enumerate(PHASES)}
 
-# A row of the ring: one finished optimizer step. `EVENT` is the number of the phase change that ended it; `read`
-# replaces it by how many there were, and fills in the phases.
-STEP, END, MICRO_BATCHES, EVENT, KNOWN, SEQUENCE = range(6)
-SWITCHES = EVENT
+# A row: one finished optimizer step, with its phases and counters.
+STEP, END, MICRO_BATCHES, SWITCHES, KNOWN, SEQUENCE = range(6)
 _PHASE_0 = 6
 _COUNTER_0 = _PHASE_0 + len(PHASES)
 ROW = _COUNTER_0 + len(COUNTERS)
-# Steps and phase changes held between two visits of the writer, 0.5 s apart.
-CAPACITY = 8192
-EVENTS = 1 << 17
-_EVENT_MASK = EVENTS - 1
-_PHASE_BITS = 4
-_EVENT_MARGIN = 1024  # phase changes that may come while a reader reads
+# Steps that may wait for the writer, which comes by every 0.5 s; beyond, the oldest are given up.
+CAPACITY = 32768
 
 PHASE_COLUMNS = {f"{name}_ns": _PHASE_0 + number for number, name in enumerate(PHASES)}
 COUNTER_COLUMNS = {name: _COUNTER_0 + number for number, name in enumerate(COUNTERS)}
 COUNTER_BIT = {name: 1 << number for number, name in enumerate(COUNTERS)}
 _COUNTER_SLOT = {name: number for number, name in enumerate(COUNTERS)}
-_FLOPS_SLOT, _FLOPS_BIT = COUNTER_COLUMNS["flops"], COUNTER_BIT["flops"]
-_EMPTY_ROW = array("q", bytes(8 * ROW))
+
+# A phase change is one integer: its time in nanoseconds, shifted, and the phase that begins. `END_OF_STEP` is the
+# phase `other` beginning with a new step.
+PHASE_BITS = 4
+PHASE_MASK = (1 << PHASE_BITS) - 1
+END_OF_STEP = PHASE_MASK
+
+Rows = NDArray[np.int64]
+# step, micro-batches, micro-batches counted, their counters, FLOPs given by the user
+_Step = tuple[int, int, int, "dict[str, int] | None", int]
 
 
 class PhaseClock:
     """Is always in exactly one phase, and hands over a row per optimizer step.
 
-    `switch` is what runs between the user's own lines: it stores the time and the phase that begins, and adds
-    nothing up; `read` does that later, in the writer's thread. Before the first step and after the last one the time
-    goes to `on_span` instead of to a step's row.
+    What runs between the user's own lines only appends an integer to a queue (`mark`): on a cold cache that costs
+    less than half of a store into an array, not to speak of adding up. `collect` does the adding, later and in bulk.
+    Before the first step and after the last one the time goes to `on_span` instead of to a step's row.
 
     Args:
         started_ns: monotonic time at which the clock takes over.
@@ -65,71 +68,80 @@ class PhaseClock:
     """
 
     def __init__(self, started_ns: int, on_span: Callable[[int, int, int], None]) -> None:
-        self.phase = STARTUP
-        self.head = 0  # rows finished, ever; the writer keeps its own tail
+        self.head = 0  # steps finished, ever
         self.in_steps = False
-        self.switch: Callable[[int], None] = self._switch_outside
-        self.on_device_switch: Callable[[int], None] | None = None  # set by `listen`
+        self.mark: Callable[[int], None] = self._mark_outside
         self._on_span = on_span
+        self.listener: Callable[[int], None] | None = None  # set by `listen`
         self._outside_since = started_ns
-        self._rows = array("q", bytes(8 * ROW * CAPACITY))
-        self._events = array("q", bytes(8 * EVENTS))
-        self._event = 0  # phase changes since the first step began, ever
-        self._base = 0  # of the row of the step that runs
-        self._known = -1
+        self._outside_phase = STARTUP
+        self._changes: deque[int] = deque()
+        self._steps: deque[_Step] = deque()
+        self._counts: dict[str, int] | None = None
         self._counted = 0
         self._given_flops = 0
         self._micro_batches = 0
-        self._taken = 0
+        # what `collect` has taken off the queues; more than one thread may ask for it
+        self._lock = threading.Lock()
+        self._open = np.empty(0, np.int64)  # changes since the last collected step's end, that end included
+        self._collected = 0
+        self._ready: list[Rows] = []
+        self._lost = 0
+        self._sums = np.zeros(len(COUNTERS))
+        self._sums_known = -1
+        self._sum_step_ns = 0
+
+    @property
+    def phase(self) -> int:
+        """Number of the phase that the clock is in."""
+        if not self.in_steps:
+            return self._outside_phase
+        return _phase_of(self._changes[-1])
 
     @property
     def step_sequence(self) -> int:
         """Number of the step that is being measured, counted from 0 in this process."""
         return self.head
 
+    def switch(self, phase: int) -> None:
+        """Enter `phase`. The hot path says `clock.mark(now() << PHASE_BITS | phase)` itself and spares this call."""
+        self.mark(now() << PHASE_BITS | phase)
+
     def begin_steps(self) -> None:
         """From here on time belongs to steps."""
         if self.in_steps:
             return
-        self._switch_outside(OTHER)
+        self._mark_outside(now() << PHASE_BITS | OTHER)
+        self._changes.append(self._outside_since << PHASE_BITS | OTHER)
         self.in_steps = True
-        self._events[0] = self._outside_since << _PHASE_BITS | OTHER
-        self._event = 1
-        self.listen(self.on_device_switch)
+        self.listen(self.listener)
 
     def listen(self, on_switch: Callable[[int], None] | None) -> None:
         """Call `on_switch` with each phase that begins from now on, in place of who was called so far."""
-        self.on_device_switch = on_switch
+        self.listener = on_switch
         if self.in_steps:
-            self.switch = self._switch if on_switch is None else self._switch_with_device
+            self.mark = self._changes.append if on_switch is None else self._mark_and_tell
 
-    def _switch(self, phase: int) -> None:
-        event = self._event
-        self._events[event & _EVENT_MASK] = now() << _PHASE_BITS | phase
-        self._event = event + 1
-        self.phase = phase
+    def _mark_and_tell(self, change: int) -> None:
+        self._changes.append(change)
+        if self.listener is not None:
+            self.listener(_phase_of(change))
 
-    def _switch_with_device(self, phase: int) -> None:
-        self._switch(phase)
-        if self.on_device_switch is not None:
-            self.on_device_switch(phase)
-
-    def _switch_outside(self, phase: int) -> None:
-        time = now()
+    def _mark_outside(self, change: int) -> None:
+        time = change >> PHASE_BITS
         if time > self._outside_since:
-            self._on_span(self.phase, self._outside_since, time)
+            self._on_span(self._outside_phase, self._outside_since, time)
         self._outside_since = time
-        self.phase = phase
+        self._outside_phase = change & PHASE_MASK
 
     def add_counts(self, counts: dict[str, int]) -> None:
         """Add one micro-batch's counters to the step; one that is missing here is missing for the whole step."""
-        known = 0
-        rows, base = self._rows, self._base + _COUNTER_0
-        for name, value in counts.items():
-            rows[base + _COUNTER_SLOT[name]] += value
-            known |= COUNTER_BIT[name]
-        self._known &= known
+        known = self._counts
         self._counted += 1
+        # a step of one micro-batch keeps the very mapping, which a counter by shape hands out again and again
+        self._counts = (
+            counts if known is None else {name: known[name] + counts[name] for name in known if name in counts}
+        )
 
     def add_given_flops(self, flops: int) -> None:
         """This step's share of FLOPs that the user gave."""
@@ -144,93 +156,134 @@ class PhaseClock:
         self._micro_batches += 1
 
     def end_step(self, step: int) -> None:
-        """Close the step: its row is complete and the next step begins.
+        """Close the step: the next one begins.
 
         Args:
             step: the framework's count of optimizer steps after this one.
         """
-        self.switch(OTHER)
-        rows, base, head, event = self._rows, self._base, self.head, self._event - 1
-        # a micro-batch that was not counted makes the step's counters unknown, not smaller
-        known = self._known if self._counted and self._counted == self._micro_batches else 0
-        if self._given_flops:
-            rows[base + _FLOPS_SLOT] = self._given_flops
-            known |= _FLOPS_BIT
-        rows[base + STEP] = step
-        rows[base + END] = self._events[event & _EVENT_MASK] >> _PHASE_BITS
-        rows[base + MICRO_BATCHES] = self._micro_batches
-        rows[base + EVENT] = event
-        rows[base + KNOWN] = known
-        rows[base + SEQUENCE] = head
-        self._base = base = ((head + 1) % CAPACITY) * ROW
-        rows[base : base + ROW] = _EMPTY_ROW
-        self._known = -1
+        self.mark(now() << PHASE_BITS | END_OF_STEP)
+        self._steps.append((step, self._micro_batches, self._counted, self._counts, self._given_flops))
+        self._counts = None
         self._counted = self._given_flops = self._micro_batches = 0
-        self.head = head + 1  # last: from here on the writer may read the row
+        self.head += 1
+        if len(self._steps) > CAPACITY:
+            self._give_up()
 
-    def read(self, first: int, end: int) -> tuple[NDArray[np.int64], int]:
-        """Rows of the steps from `first` to before `end`, with their phases added up.
-
-        Returns:
-            (n, ROW) rows, and how many leading steps were overwritten before they were read.
-        """
-        rows = np.frombuffer(self._rows, dtype=np.int64).reshape(CAPACITY, ROW)
-        # the row before the first one says where that one's phases begin; the one being written can't be read
-        start = max(first, self.head - CAPACITY + 2)
-        before = int(rows[(start - 1) % CAPACITY, EVENT]) if start > 0 else 0
-        taken = rows[np.arange(start, end) % CAPACITY]
-        begins = np.concatenate(([before], taken[:, EVENT]))
-        lost_events = int(np.searchsorted(begins, self._event - EVENTS + _EVENT_MARGIN))
-        if lost_events:
-            start, taken, begins = start + lost_events, taken[lost_events:], begins[lost_events:]
-        if len(taken):
-            numbers = np.arange(begins[0], begins[-1] + 1)
-            events = np.frombuffer(self._events, dtype=np.int64)[numbers & _EVENT_MASK]
-            row = np.searchsorted(begins[1:], numbers[:-1], side="right")
-            phase = events[:-1] & ((1 << _PHASE_BITS) - 1)
-            spent = np.bincount(
-                (row << _PHASE_BITS) + phase,
-                weights=np.diff(events >> _PHASE_BITS),
-                minlength=len(taken) << _PHASE_BITS,
-            ).reshape(-1, 1 << _PHASE_BITS)
-            taken[:, _PHASE_0:_COUNTER_0] = spent[:, : len(PHASES)]
-            taken[:, SWITCHES] = np.diff(begins)
-        return taken, start - first
+    def take_rows(self) -> tuple[Rows, int]:
+        """(n, ROW) rows of the steps finished since the last call, and how many were given up."""
+        with self._lock:
+            self._collect()
+            ready, self._ready = self._ready, []
+            lost, self._lost = self._lost, 0
+        return np.concatenate(ready) if ready else np.empty((0, ROW), np.int64), lost
 
     def take_sums(self) -> tuple[dict[str, float], int]:
         """Counters that every step since the last call knew, summed, and those steps' time in nanoseconds."""
-        rows, _ = self.read(self._taken, self.head)
-        self._taken = self.head
-        if not len(rows):
+        with self._lock:
+            self._collect()
+            known, sums, step_ns = self._sums_known, self._sums.tolist(), self._sum_step_ns
+            self._sums, self._sums_known, self._sum_step_ns = np.zeros(len(COUNTERS)), -1, 0
+        if not step_ns:
             return {}, 0
-        known = int(np.bitwise_and.reduce(rows[:, KNOWN]))
-        # floats, as the FLOPs of many steps overflow 64 bits
-        sums = rows[:, _COUNTER_0:].sum(axis=0, dtype=np.float64).tolist()
-        counts = {name: sums[slot] for name, slot in _COUNTER_SLOT.items() if known & COUNTER_BIT[name]}
-        return counts, int(rows[:, _PHASE_0 : _PHASE_0 + OTHER + 1].sum())
+        return {name: sums[slot] for name, slot in _COUNTER_SLOT.items() if known & COUNTER_BIT[name]}, step_ns
 
     def end_steps(self) -> None:
         """No more steps: what has passed since the last one becomes spans."""
+        self.switch(OTHER)
         if not self.in_steps:
-            self._switch_outside(OTHER)
             return
-        self._switch(OTHER)
-        for phase, start_ns, end_ns in self._unfinished():
-            self._on_span(phase, start_ns, end_ns)
-        self._outside_since = self._events[(self._event - 1) & _EVENT_MASK] >> _PHASE_BITS
+        unfinished = self._unfinished()
+        self._outside_since, self._outside_phase = self._changes[-1] >> PHASE_BITS, OTHER
         self.in_steps = False
-        self.switch = self._switch_outside
+        self.mark = self._mark_outside
+        for phase, start_ns, end_ns in unfinished:
+            self._on_span(phase, start_ns, end_ns)
+
+    def _collect(self) -> None:
+        """Take what is on the queues and add up the steps that are finished. The lock is held."""
+        # steps first: the change that ended each of them is then on the other queue for certain
+        steps = [self._steps.popleft() for _ in range(len(self._steps))]
+        # the last change stays: it tells the phase that the clock is in
+        changes = [self._changes.popleft() for _ in range(len(self._changes) - 1)]
+        held = np.concatenate((self._open, np.array(changes, np.int64)))
+        if not steps:
+            self._open = held
+            return
+        changes_and_last = np.append(held, self._changes[0])
+        phases = changes_and_last & PHASE_MASK
+        ends = np.flatnonzero(phases == END_OF_STEP)
+        # the end that the first step began with is held too, but for the very first step
+        begins_with_end = self._collected > 0
+        bounds = ends[: len(steps) + 1] if begins_with_end else np.concatenate(([0], ends[: len(steps)]))
+        rows = _add_up(changes_and_last, np.where(phases == END_OF_STEP, OTHER, phases), bounds)
+        _fill(rows, steps, self._collected)
+        self._collected += len(steps)
+        # the end of the last of them begins the next one; it may be the change that has stayed on the queue
+        self._open = held[bounds[-1] :]
+        self._ready.append(rows)
+        self._sums += rows[:, _COUNTER_0:].sum(axis=0, dtype=np.float64)
+        self._sums_known &= int(np.bitwise_and.reduce(rows[:, KNOWN]))
+        self._sum_step_ns += int(rows[:, _PHASE_0 : _PHASE_0 + OTHER + 1].sum())
+
+    def _give_up(self) -> None:
+        """The writer is stuck: forget the steps that wait, the phases before the last change, and say how many."""
+        with self._lock:
+            self._lost += len(self._steps)
+            self._collected += len(self._steps)
+            self._steps.clear()
+            while len(self._changes) > 1:
+                self._changes.popleft()
+            self._open = np.empty(0, np.int64)
 
     def _unfinished(self) -> list[tuple[int, int, int]]:
         """(phase, start_ns, end_ns) of the stretches since the last step's end that are over."""
-        first = self._rows[((self.head - 1) % CAPACITY) * ROW + EVENT] if self.head else 0
-        first = max(first, self._event - EVENTS)
-        events = [self._events[number & _EVENT_MASK] for number in range(first, self._event)]
+        with self._lock:
+            self._collect()
+            changes = [*self._open.tolist(), *self._changes]
         return [
-            (begun & ((1 << _PHASE_BITS) - 1), begun >> _PHASE_BITS, ended >> _PHASE_BITS)
-            for begun, ended in pairwise(events)
-            if ended >> _PHASE_BITS > begun >> _PHASE_BITS
+            (
+                OTHER if begun & PHASE_MASK == END_OF_STEP else begun & PHASE_MASK,
+                begun >> PHASE_BITS,
+                ended >> PHASE_BITS,
+            )
+            for begun, ended in pairwise(changes)
+            if ended >> PHASE_BITS > begun >> PHASE_BITS
         ]
+
+
+def _phase_of(change: int) -> int:
+    phase = change & PHASE_MASK
+    return OTHER if phase == END_OF_STEP else phase
+
+
+def _add_up(changes: Rows, phases: Rows, bounds: Rows) -> Rows:
+    """Rows of the steps that lie between the changes numbered `bounds` (n + 1), with nanoseconds per phase."""
+    steps = len(bounds) - 1
+    inside = slice(int(bounds[0]), int(bounds[-1]) + 1)
+    times = changes[inside] >> PHASE_BITS
+    row = np.searchsorted(bounds[1:], np.arange(bounds[0], bounds[-1]), side="right")
+    spent = np.bincount(row * len(PHASES) + phases[inside][:-1], weights=np.diff(times), minlength=steps * len(PHASES))
+    rows = np.zeros((steps, ROW), np.int64)
+    rows[:, _PHASE_0:_COUNTER_0] = spent.reshape(steps, len(PHASES))
+    rows[:, END] = changes[bounds[1:]] >> PHASE_BITS
+    rows[:, SWITCHES] = np.diff(bounds)
+    return rows
+
+
+def _fill(rows: Rows, steps: list[_Step], first: int) -> None:
+    """Put the steps' counts into their rows; `first` is the sequence number of the first one."""
+    for number, (row, (step, micro_batches, counted, counts, given)) in enumerate(zip(rows, steps, strict=True)):
+        row[STEP], row[MICRO_BATCHES], row[SEQUENCE] = step, micro_batches, first + number
+        known = 0
+        # a micro-batch that was not counted makes the step's counters unknown, not smaller
+        if counts is not None and counted == micro_batches:
+            for name, value in counts.items():
+                row[COUNTER_COLUMNS[name]] = value
+                known |= COUNTER_BIT[name]
+        if given:
+            row[COUNTER_COLUMNS["flops"]] = given
+            known |= COUNTER_BIT["flops"]
+        row[KNOWN] = known
 
 
 def measure_switch_ns(repeats: int = 2000) -> float:

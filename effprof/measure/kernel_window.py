@@ -255,7 +255,7 @@ class _Open:
         self.profiler = library._KinetoProfile(activities=activities, record_shapes=True)
         self.profiler.start()
         self.cost["start_s"] = (now() - began) / 1e9
-        self._outer, marks = clock.on_device_switch, self.facts.marks
+        self._outer, marks = clock.listener, self.facts.marks
         outer = self._outer
 
         def follow(phase: int) -> None:

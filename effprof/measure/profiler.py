@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from time import perf_counter_ns as now
 from typing import TYPE_CHECKING, Any
 
 from effprof.errors import EffprofError
-from effprof.measure.clock import EFFPROF, OTHER, PhaseClock
+from effprof.measure.clock import EFFPROF, OTHER, PHASE_BITS, PhaseClock
 from effprof.measure.compile_watch import CompileWatch
 from effprof.measure.detection import Detection, detect_workload
 from effprof.measure.device_clock import DeviceClock, device_of, make_device_clock
@@ -64,8 +65,8 @@ class StepProfiler(PlainLoop):
         kernel_window: True records a few steps with torch's own profiler once, N every N steps: the account is then
             split by kernels. Without it, `touch RUN/profile` or SIGUSR2 asks for a window.
         keep_trace: whether the raw traces of kernel windows are kept beside the log.
-        track_memory: whether one micro-batch is followed tensor by tensor, for the truth beside the prediction; that
-            micro-batch takes several times longer.
+        track_memory: whether one optimizer step is followed tensor by tensor, for the truth beside the prediction; that
+            step takes several times longer.
         own_id: the run's id where an adapter prepared it earlier (see `effprof.runlog.layout.prepare_own_id`).
     """
 
@@ -215,7 +216,7 @@ class StepProfiler(PlainLoop):
         self._compile = CompileWatch(self.clock)
         self._compile.install()
         if self._device_clock is not None:
-            self.clock.on_device_switch = self._device_clock.mark
+            self.clock.listen(self._device_clock.mark)
         with self._guarded("kernel window"):
             self._window = KernelWindow(
                 self._session, self.clock, every=self._kernel_window, keep_trace=self._keep_trace
@@ -253,7 +254,7 @@ class StepProfiler(PlainLoop):
         if clock is None:
             return
         before = clock.phase
-        clock.switch(EFFPROF)
+        clock.mark(now() << PHASE_BITS | EFFPROF)
         if self._detection is None:
             with self._guarded("detection"):
                 self._detect(module or self._model, batch, step, context)

@@ -19,6 +19,7 @@ from effprof.measure.clock import (
     KNOWN,
     MICRO_BATCHES,
     PHASE_COLUMNS,
+    ROW,
     SEQUENCE,
     STEP,
     SWITCHES,
@@ -67,7 +68,7 @@ class Recorder:
         self._late = late
         self._each_second = each_second
         self._on_problem = on_problem
-        self._tail = 0
+        self._rows = np.empty((0, ROW), np.int64)  # finished steps that wait for late values
         self._visits = 0
         self._held = 0
         self._arrived: dict[int, dict[str, int]] = {}
@@ -149,15 +150,14 @@ class Recorder:
 
     def _take_steps(self, hold: bool) -> list[Line]:
         self._take_late_values()
-        head = self._clock.head
-        end = self._held_back(head) if hold else head
-        if end <= self._tail:
-            return []
-        rows, lost = self._clock.read(self._tail, end)
+        rows, lost = self._clock.take_rows()
         self._dropped += lost
-        self._tail = end
+        rows = np.concatenate((self._rows, rows))
+        ready = self._ready_rows(rows) if hold else len(rows)
+        rows, self._rows = rows[:ready], rows[ready:]
         if not len(rows):
             return []
+        end = int(rows[-1, SEQUENCE]) + 1
         # half a step's tokens would be a wrong number: what has not all arrived is left out
         complete = {sequence: row for sequence, row in self._arrived.items() if sequence not in self._outstanding}
         block = block_of(rows, self._switch_ns, complete)
@@ -197,17 +197,18 @@ class Recorder:
             else:
                 self._outstanding.pop(sequence, None)
 
-    def _held_back(self, head: int) -> int:
-        waiting = [sequence for sequence in self._outstanding if self._tail <= sequence < head]
-        if not waiting or self._held >= MAX_HOLD_VISITS:
+    def _ready_rows(self, rows: NDArray[np.int64]) -> int:
+        """How many of the rows wait for nothing, or have waited long enough."""
+        waiting = np.isin(rows[:, SEQUENCE], list(self._outstanding))
+        if not waiting.any() or self._held >= MAX_HOLD_VISITS:
             self._held = 0
-            return head
+            return len(rows)
         self._held += 1
-        return min(waiting)
+        return int(np.argmax(waiting))
 
 
 def block_of(rows: NDArray[np.int64], switch_ns: float, late: dict[int, dict[str, int]]) -> Steps:
-    """Ring rows as a column block: only phases that occurred, counters null where they are not known.
+    """Rows as a column block: only phases that occurred, counters null where they are not known.
 
     Args:
         rows: (n, ROW) finished steps.

@@ -148,34 +148,50 @@ def test_steps_are_on_disk_within_a_second_while_training_goes_on(tmp_path: Path
     recording.read()
 
 
-def test_a_ring_that_overflows_says_how_much_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "PERIOD_S", 3600.0)
-    recording = Recording(tmp_path)
-    recording.clock.begin_steps()
-    steps = clock_module.CAPACITY + 100
-    for step in range(1, steps + 1):
-        recording.run_step(step)
-    recording.recorder.flush()
-    assert recording.recorder.dropped == 102
-    rank = recording.read()
-    assert rank.columns["step"][-1] == steps
-    assert rank.steps == steps - 102
-
-
-def test_a_step_of_more_phase_changes_than_fit_is_lost_and_said_so(
+def test_steps_that_the_writer_never_fetched_are_given_up_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "PERIOD_S", 3600.0)
+    monkeypatch.setattr(clock_module, "CAPACITY", 500)
     recording = Recording(tmp_path)
     recording.clock.begin_steps()
-    recording.run_step(1)
-    for _ in range(clock_module.EVENTS):
-        recording.clock.switch(FORWARD)
-    recording.run_step(2)
-    recording.run_step(3)
+    for step in range(1, 601):
+        recording.run_step(step)
     recording.recorder.flush()
-    assert recording.recorder.dropped == 2
-    assert recording.read().columns["step"].tolist() == [3]
+    assert recording.recorder.dropped == 501
+    rank = recording.read()
+    assert rank.columns["step"].tolist() == list(range(502, 601))
+    assert (phase_sum(rank)[1:] == np.diff(rank.columns["end_ns"])).all()
+
+
+def test_live_figures_and_the_writer_may_ask_at_once(tmp_path: Path) -> None:
+    recording = Recording(tmp_path)
+    clock = recording.clock
+    clock.begin_steps()
+    seen = 0.0
+    is_over = threading.Event()
+
+    def flush() -> None:
+        while not is_over.is_set():
+            recording.recorder.flush(hold=True)
+
+    other = threading.Thread(target=flush)
+    other.start()
+    for step in range(1, 3001):
+        clock.switch(FORWARD)
+        clock.add_counts({"tokens": 3})
+        clock.end_micro_batch()
+        clock.end_step(step)
+        if step % 7 == 0:
+            seen += clock.take_sums()[0].get("tokens", 0.0)
+    seen += clock.take_sums()[0].get("tokens", 0.0)
+    is_over.set()
+    other.join()
+    assert seen == 9000
+    rank = recording.read()
+    assert rank.columns["step"].tolist() == list(range(1, 3001))
+    assert rank.columns["tokens"].sum() == 9000
+    assert (phase_sum(rank)[1:] == np.diff(rank.columns["end_ns"])).all()
 
 
 def test_a_full_disk_disables_the_log_and_says_so_once(tmp_path: Path) -> None:
