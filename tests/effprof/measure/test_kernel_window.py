@@ -129,6 +129,7 @@ def test_a_signal_asks_for_a_window(tmp_path: Path) -> None:
     def send(number: int, _: StepProfiler) -> None:
         if number == 10:
             os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.05)  # another thread may take the signal; the handler runs once this one is awake
 
     train(tmp_path / "run", at=send)
     (window,) = rank_of(tmp_path / "run").kernels
