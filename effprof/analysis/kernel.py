@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from effprof.analysis.model import (
+    ACCOUNT_LINES,
     Account,
     Analysis,
     ConventionFigures,
@@ -121,12 +122,18 @@ def to_account(kernels: Split, bubble_s: float | None = None) -> Account:
         "step.host_to_device": kernels.memory_copy_exposed_s,
         "step.exposed_communication": kernels.communication_exposed_s - (bubble or 0.0) + idle.rank_wait_s,
         "step.host_gap": idle.host_bound_s + idle.queued_s,
-        "step.other": kernels.compute_s,  # a trace does not tell forward from backward for every framework
+        "step.other": kernels.compute_s,
         "unattributed": idle.unknown_s,
     }
+    if kernels.phases is not None:
+        lines["step.forward"] = kernels.phases.forward_s
+        lines["step.backward"] = kernels.phases.backward_s
+        lines["step.optimizer"] = kernels.phases.optimizer_s
+        lines["step.other"] = kernels.phases.unknown_s
     if bubble is not None:
         lines["step.pipeline_bubble"] = bubble
-    return Account(basis="kernel", wall_s=kernels.window_s, lines=lines)
+    ordered = {name: lines[name] for name in ACCOUNT_LINES if name in lines}
+    return Account(basis="kernel", wall_s=kernels.window_s, lines=ordered)
 
 
 def add_roofline(kernels: RankKernels, row: Accelerator | None) -> None:
@@ -192,12 +199,14 @@ def _step_time(ranks: Iterable[RankKernels]) -> StepTime:
 
 def _mean_account(ranks: list[RankKernels]) -> Account:
     accounts = [to_account(one) for one in ranks]
-    names = dict.fromkeys(name for one in accounts for name in one.lines)
+    names = {name for one in accounts for name in one.lines}
     count = len(accounts)
     return Account(
         basis="kernel",
         wall_s=sum(one.wall_s for one in accounts) / count,
-        lines={name: sum(one.lines.get(name, 0.0) for one in accounts) / count for name in names},
+        lines={
+            name: sum(one.lines.get(name, 0.0) for one in accounts) / count for name in ACCOUNT_LINES if name in names
+        },
     )
 
 

@@ -56,7 +56,7 @@ _COLLECTIVE = re.compile(r"^(?:nccl|gloo|mpi|ucc|xccl|hccl|rccl|mccl|ccl|lccl|ec
 _HOST_BACKENDS = ("gloo:", "mpi:", "ucc:")
 
 # What an annotation is good for, decided once per name.
-STEP, INPUT_WAIT, HOST_COLLECTIVE, DEVICE_COLLECTIVE, OPTIMIZER, _NOTHING = range(6)
+STEP, INPUT_WAIT, HOST_COLLECTIVE, DEVICE_COLLECTIVE, OPTIMIZER, _SHAPED, _NOTHING = range(7)
 
 
 def annotation_role(name: str) -> int:
@@ -95,17 +95,19 @@ class Collector:
         self.names: dict[str, int] = {}
         self.threads: dict[Any, int] = {}
         self.activity = Table(
-            "kind", "name", "correlation", "external", "collective", "sequence", "elements", "bytes", "device"
+            *("correlation", "external", "sequence", "elements", "bytes", "device"),
+            small=("kind", "name", "collective"),
         )
-        self.launches = Table("correlation", "thread")
-        self.annotations = Table("name", "thread", "role")
-        self.operators = Table("thread", "external", "work")
+        self.launches = Table("correlation", small=("thread",))
+        self.annotations = Table(small=("name", "thread", "role"))
+        self.operators = Table("external", small=("thread", "work"))
         self.work: list[Work] = []
         self.collectives: dict[Collective, int] = {}
         self.lanes = Lanes()
         self.unusable = 0
         self._is_launch: dict[str, bool] = {}
         self._roles: dict[str, int] = {}
+        self._operator_roles: dict[str, int] = {}
 
     def take(self, events: list[Event]) -> None:
         """Add a group of events."""
@@ -114,22 +116,24 @@ class Collector:
         launches: list[Event] = []
         operators: list[Event] = []
         plain: list[Event] = []
-        kind_of, is_launch, shaped = _KIND_OF.get, self._is_launch, SHAPED_OPERATORS
+        kind_of, is_launch, operator_roles = _KIND_OF.get, self._is_launch, self._operator_roles
         for event in events:
             kind = kind_of(event.cat)
             if kind is None:
                 continue
             if kind == _OPERATOR:
-                name = event.name
-                if name in shaped:
+                role = operator_roles.get(event.name)
+                if role is None:
+                    role = self._operator_role(event.name)
+                if role == _SHAPED:
                     operators.append(event)
-                elif name.startswith("enumerate(DataLoader)"):
+                elif role == INPUT_WAIT:
                     self._take_annotation(event)
             elif kind == _RUNTIME:
                 name = event.name
-                if name not in is_launch:
+                if name not in is_launch and len(is_launch) < _MOST_ROLES:
                     is_launch[name] = bool(_LAUNCH.search(name))
-                if is_launch[name]:
+                if is_launch.get(name):
                     launches.append(event)
             elif kind <= SET:
                 activity.append(event)
@@ -193,6 +197,14 @@ class Collector:
         role = self._role(event.name)
         if role != _NOTHING and len(self._place([event], self.annotations)):
             self.annotations.extend(name=self._names([event.name]), thread=self._threads([event]), role=[role])
+
+    def _operator_role(self, name: str) -> int:
+        """Older profilers write the data loader's wait as an operator."""
+        is_loader = name.startswith("enumerate(DataLoader)")
+        role = _SHAPED if name in SHAPED_OPERATORS else INPUT_WAIT if is_loader else _NOTHING
+        if len(self._operator_roles) < _MOST_ROLES:
+            self._operator_roles[name] = role
+        return role
 
     def _role(self, name: str) -> int:
         role = self._roles.get(name)

@@ -73,14 +73,14 @@ _NOT_A_NUMBER = re.compile(rb'("\s*:\s*)[-+]?(?:nan|inf|infinity)(?=\s*[,}\]])',
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
-def decode(group: bytes) -> list[Event]:
+def decode(group: bytes | memoryview) -> list[Event]:
     """The events of a group, which is the inside of a JSON list.
 
     Raises:
         msgspec.DecodeError: the group is not a sequence of complete JSON objects of the expected types.
         RecursionError: it is nested too deeply to decode.
     """
-    return _decode_all(b"[" + group + b"]")
+    return _decode_all(b"".join((b"[", group, b"]")))
 
 
 def decode_leniently(group: bytes) -> tuple[list[Event], int]:

@@ -70,7 +70,7 @@ def measure_families(trace: RankTrace, labels: Labels, compute: intervals.Interv
     window = float(activity.end.max() - activity.start[0])
     operator = _operators_of(trace)
     families = {}
-    for code in np.unique(labels.codes[labels.codes >= 0]):
+    for code in intervals.distinct(labels.codes[labels.codes >= 0]):
         name, mask = labels.names[code], labels.codes == code
         covered = intervals.union(activity.start[mask], activity.end[mask])
         union = intervals.length(covered)
@@ -127,7 +127,7 @@ def _rate(trace: RankTrace, family: Family, mask: Flags, operator: Indices) -> N
     family.bytes_per_s = float(operators.bytes[calls].sum()) / seconds
     dtypes = np.array(operators.dtype)[calls]
     family.dtypes = {
-        str(dtype): float(operators.flops[calls][dtypes == dtype].sum()) / flops for dtype in np.unique(dtypes)
+        str(dtype): float(operators.flops[calls][dtypes == dtype].sum()) / flops for dtype in intervals.distinct(dtypes)
     }
 
 
@@ -169,7 +169,7 @@ def measure_matrix_units(trace: RankTrace, labels: Labels) -> MatrixUnits | None
     sums: dict[bool | None, float] = {True: 0.0, False: 0.0, None: 0.0}
     names = trace.activity.name[is_matrix]
     totals = np.bincount(names, weights=(trace.activity.end - trace.activity.start)[is_matrix])
-    for name in np.unique(names):
+    for name in intervals.distinct(names):
         sums[uses_matrix_units(trace.names[name])] += float(totals[name]) * US
     told = sums[True] + sums[False]
     return MatrixUnits(
@@ -194,7 +194,7 @@ def measure_launches(trace: RankTrace) -> LaunchBound | None:
         share=float(is_short.sum()) / len(order),
         kernels=int(is_short.sum()),
         kernel_s=float(duration[is_short].sum()) * US,
-        median_launch_gap_s=float(np.median(gap[has_next])) * US if has_next.any() else None,
+        median_launch_gap_s=intervals.median(gap[has_next]) * US if has_next.any() else None,
     )
 
 
@@ -203,7 +203,7 @@ def measure_copies(trace: RankTrace) -> dict[str, Copies]:
     activity = trace.activity
     is_copy = activity.kind != KERNEL
     directions: dict[str, list[int]] = {}
-    for name in np.unique(activity.name[is_copy]):
+    for name in intervals.distinct(activity.name[is_copy]):
         directions.setdefault(_direction(trace.names[name]), []).append(int(name))
     copies = {}
     for name, members in sorted(directions.items()):

@@ -22,7 +22,7 @@ class Lanes:
     """Events without a category, kept until it is known which process they belong to."""
 
     def __init__(self) -> None:
-        self.table = Table("name", "lane", "task")
+        self.table = Table(small=("name", "lane", "task"))
         self._indices: dict[Any, int] = {}
         self._kinds: dict[Any, int] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from effprof.trace.intervals import Floats, Indices
+from effprof.trace.intervals import Floats, Indices, distinct
 
 _LEVELS = 8  # spans that began later but are over already, which are looked past
 
@@ -19,7 +19,7 @@ def enclosing(moments: Floats, threads: Indices, starts: Floats, ends: Floats, s
     found = np.full(len(moments), -1, dtype=np.intp)
     if not len(starts):
         return found
-    for thread in np.unique(span_threads):
+    for thread in distinct(span_threads):
         spans = np.flatnonzero(span_threads == thread)
         wanted = np.flatnonzero((threads == thread) & np.isfinite(moments))
         at = np.searchsorted(starts[spans], moments[wanted], side="right") - 1

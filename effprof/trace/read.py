@@ -12,7 +12,7 @@ import numpy.typing as npt
 from effprof.errors import EffprofError
 from effprof.trace import collect
 from effprof.trace.collect import COPY, KERNEL, NANOSECONDS_FROM, SET, Collective, Collector
-from effprof.trace.intervals import Flags, Floats, Indices
+from effprof.trace.intervals import Flags, Floats, Indices, median
 from effprof.trace.lanes import task_kind
 from effprof.trace.names import COMMUNICATION, kernel_family
 from effprof.trace.stream import EventStream
@@ -133,7 +133,7 @@ def _build(stream: EventStream, collector: Collector) -> RankTrace:
     origin = collector.origin or 0
     scale = 1e-3 if abs(origin) >= NANOSECONDS_FROM else 1.0
     names = list(collector.names)
-    families = [kernel_family(name) for name in names]
+    families = _families(collector, names)
     activity, dropped = _activity(collector, names, families, scale)
     if dropped:
         problems.append(
@@ -174,11 +174,18 @@ def _build(stream: EventStream, collector: Collector) -> RankTrace:
     )
 
 
+def _families(collector: Collector, names: list[str]) -> list[str]:
+    """Per name the family of the kernels of that name; empty for what names something else."""
+    used = {*collector.activity.columns["name"], *collector.lanes.table.columns["name"]}
+    return [kernel_family(name) if index in used else "" for index, name in enumerate(names)]
+
+
 def _activity(collector: Collector, names: list[str], families: list[str], scale: float) -> tuple[Activity, int]:
     """(the rank's device activity in order of start, how many rows were left out for garbage times)."""
     table = collector.activity
     columns: dict[str, Any] = {name: table.column(name) for name in table.columns}
-    start, end = table.starts(scale), table.ends(scale)
+    start = table.starts(scale)
+    end = table.ends(scale)
     family_is = np.array([family == COMMUNICATION for family in families], dtype=bool)
     # Kineto's metadata first, then the name; metadata of a group without a collective's name still counts
     is_communication = (columns["kind"] == KERNEL) & (
@@ -196,13 +203,14 @@ def _activity(collector: Collector, names: list[str], families: list[str], scale
     keep = np.argsort(start, kind="stable")
     dropped = 0
     if len(start):
-        sane = np.abs(start[keep] - np.median(start)) < _DAY_US
+        sane = np.abs(start[keep] - median(start)) < _DAY_US
         dropped = len(keep) - int(sane.sum())
         keep = keep[sane]
     launch = _launches(collector, columns["correlation"][keep], scale)
+    start = start[keep]
     return (
         Activity(
-            start=start[keep],
+            start=start,
             end=end[keep],
             is_communication=is_communication[keep],
             **{key: column[keep] for key, column in columns.items()},

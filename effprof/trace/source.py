@@ -11,7 +11,7 @@ from typing import IO, Any
 from effprof.errors import EffprofError
 from effprof.runlog.files import Files
 
-BLOCK_BYTES = 1 << 20  # small enough for the cache, large enough that a block's overhead does not show
+BLOCK_BYTES = 256 << 10
 # Kineto's JSON shrinks 10 to 30 times, and so does one that repeats itself; deflate ends at 1,032.
 MOST_EXPANSION = 200
 FREE_BYTES = 32 << 20  # decompressed bytes before the expansion is judged: short files of blanks are harmless

@@ -53,7 +53,7 @@ def collect_collectives(trace: RankTrace, kinds: dict[int, str]) -> RankCollecti
             meta = trace.collectives[at]
             group = (kind, meta.group, meta.ranks or str(meta.size))
             size = meta.size
-        call = Call(trace.origin_us + activity.start[index], trace.origin_us + activity.end[index], size)
+        call = Call(trace.origin_us + float(activity.start[index]), trace.origin_us + float(activity.end[index]), size)
         sequence = int(activity.sequence[index])
         if at >= 0 and sequence >= 0:
             # several kernels of one collective are one call
@@ -142,7 +142,7 @@ def _align(matches: list[dict[int, Call]], ranks: dict[int, RankCollectives]) ->
                 if other in offsets
             ]
             if distances:
-                reached = rank, float(np.median(distances))
+                reached = rank, intervals.median(np.array(distances))
                 break
         rank, offset = reached if reached else (pending[0], 0.0)
         offsets[rank] = offset

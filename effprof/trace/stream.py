@@ -15,7 +15,7 @@ from effprof.errors import EffprofError
 from effprof.trace.events import Event, decode, decode_leniently
 from effprof.trace.source import Source
 
-GROUP_BYTES = 1 << 20  # decoded at a time
+GROUP_BYTES = 512 << 10  # decoded at a time: larger groups leave the cache
 MOST_EVENT_BYTES = 16 << 20  # one event; Kineto's largest carry call stacks and rank lists of some 100 kB
 MOST_FRAME_BYTES = 32 << 20  # what stands before or after the list of events
 _WINDOW, _OVERLAP = 8192, 4096  # bytes searched for a boundary at a time, from the end
@@ -111,7 +111,7 @@ class EventStream:
                 break
             brace, following = cut
             try:
-                return decode(buffer[:brace]), following, None
+                return decode(memoryview(buffer)[:brace]), following, None
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 end = brace
         return self._take_slowly(buffer)

@@ -25,6 +25,15 @@ class Idle(msgspec.Struct, kw_only=True):
     unknown_s: Annotated[float, _says("the trace does not say who launched the next activity")] = 0.0
 
 
+class Phases(msgspec.Struct, kw_only=True):
+    """Compute by the phase that launched it; sums to `compute_s`. Where phases overlap, the first one has the time."""
+
+    forward_s: Annotated[float, _says("launched by the thread that drives the step, outside the optimizer")]
+    backward_s: Annotated[float, _says("launched by other threads, which is where autograd runs; recomputation too")]
+    optimizer_s: Annotated[float, _says("launched inside Optimizer.step")]
+    unknown_s: Annotated[float, _says("the trace does not say who launched it")]
+
+
 class Split(msgspec.Struct, kw_only=True):
     """A window of one rank's device time. compute + exposed communication + exposed copies + idle = window."""
 
@@ -36,6 +45,7 @@ class Split(msgspec.Struct, kw_only=True):
     memory_copy_exposed_s: Annotated[float, _says("copies and sets outside compute and communication")]
     idle_s: Annotated[float, _says("no device activity")]
     idle: Idle
+    phases: Annotated[Phases | None, _says("null where no annotation tells which thread drives the step")] = None
 
 
 class Step(Split, kw_only=True):

@@ -12,11 +12,16 @@ from effprof.trace.intervals import Floats, Indices
 
 
 class Table:
-    """Rows with a start and a duration (in the trace's unit after the collector's origin) and integer columns."""
+    """Rows with a start and a duration (in the trace's unit after the collector's origin) and integer columns.
 
-    def __init__(self, *columns: str) -> None:
+    Args:
+        columns: columns of 64-bit numbers.
+        small: columns of indices into what the collector holds, 32 bits each.
+    """
+
+    def __init__(self, *columns: str, small: Sequence[str] = ()) -> None:
         self._start, self._duration = array("d"), array("d")
-        self.columns = {name: array("q") for name in columns}
+        self.columns = {name: array("q") for name in columns} | {name: array("i") for name in small}
 
     def __len__(self) -> int:
         return len(self._start)
@@ -28,13 +33,17 @@ class Table:
 
     def extend(self, **columns: Sequence[int] | npt.NDArray[np.int64]) -> None:
         for name, values in columns.items():
-            self.columns[name].frombytes(np.asarray(values, dtype=np.int64).tobytes())
+            column = self.columns[name]
+            column.frombytes(np.asarray(values, dtype=column.typecode).tobytes())
 
     def starts(self, scale: float) -> Floats:
-        return np.array(self._start, dtype=np.float64) * scale
+        return np.frombuffer(self._start, dtype=np.float64) * scale
 
     def ends(self, scale: float) -> Floats:
-        return (np.array(self._start, dtype=np.float64) + np.array(self._duration, dtype=np.float64)) * scale
+        ends = np.frombuffer(self._start, dtype=np.float64) + np.frombuffer(self._duration, dtype=np.float64)
+        ends *= scale
+        return ends
 
     def column(self, name: str) -> Indices:
-        return np.array(self.columns[name], dtype=np.intp)
+        """A view of a column: the table must not grow after that."""
+        return np.frombuffer(self.columns[name], dtype=self.columns[name].typecode)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from effprof.trace import intervals
-from effprof.trace.collect import HOST_COLLECTIVE, INPUT_WAIT, STEP, step_number
-from effprof.trace.intervals import EMPTY, Floats, Intervals
+from effprof.trace.collect import HOST_COLLECTIVE, INPUT_WAIT, OPTIMIZER, STEP, step_number
+from effprof.trace.intervals import EMPTY, Flags, Floats, Intervals
+from effprof.trace.nesting import enclosing
 from effprof.trace.read import KERNEL, Activity, RankTrace
-from effprof.trace.summary import Idle, Split, Step
+from effprof.trace.summary import Idle, Phases, Split, Step
 
 US = 1e-6
 
@@ -25,10 +26,11 @@ class Timeline:
     copies: Intervals
     busy: Intervals  # all three
     idle: dict[str, Intervals]  # keys of Idle
+    phases: dict[str, Intervals]  # keys of Phases; empty where it is not known which thread drives the step
     send_recv: Intervals  # exposed time in point-to-point kernels
 
 
-def make_timeline(trace: RankTrace, is_send_recv: intervals.Flags) -> Timeline:
+def make_timeline(trace: RankTrace, is_send_recv: Flags) -> Timeline:
     """Unions of a rank's device activity.
 
     Args:
@@ -36,7 +38,7 @@ def make_timeline(trace: RankTrace, is_send_recv: intervals.Flags) -> Timeline:
     """
     activity = trace.activity
 
-    def covered(mask: intervals.Flags) -> Intervals:
+    def covered(mask: Flags) -> Intervals:
         return intervals.union(activity.start[mask], activity.end[mask])
 
     is_kernel = activity.kind == KERNEL
@@ -53,8 +55,36 @@ def make_timeline(trace: RankTrace, is_send_recv: intervals.Flags) -> Timeline:
         copies=copies,
         busy=busy,
         idle=_explain_idle(trace, busy, communication),
+        phases=_divide_compute(trace, is_kernel & ~activity.is_communication),
         send_recv=intervals.subtract(covered(is_send_recv), others) if is_send_recv.any() else EMPTY,
     )
+
+
+def _divide_compute(trace: RankTrace, is_compute: Flags) -> dict[str, Intervals]:
+    """Compute by the phase that launched it: autograd launches from threads of its own."""
+    activity = trace.activity
+    drivers = trace.annotations.of(STEP)
+    updates = trace.annotations.of(OPTIMIZER)
+    threads = drivers.thread if len(drivers.thread) else updates.thread
+    if not len(threads):
+        return {}
+    is_known = np.isfinite(activity.launch_start)
+    is_update = (
+        enclosing(activity.launch_start, activity.launch_thread, updates.start, updates.end, updates.thread) >= 0
+    )
+    is_driver = np.isin(activity.launch_thread, threads)
+    taken = EMPTY
+    phases = {}
+    for name, mask in (
+        ("forward_s", is_known & is_driver & ~is_update),
+        ("backward_s", is_known & ~is_driver & ~is_update),
+        ("optimizer_s", is_update),
+        ("unknown_s", ~is_known),
+    ):
+        covered = intervals.union(activity.start[is_compute & mask], activity.end[is_compute & mask])
+        phases[name] = intervals.subtract(covered, taken)
+        taken = intervals.merge(taken, covered)
+    return phases
 
 
 def _explain_idle(trace: RankTrace, busy: Intervals, communication: Intervals) -> dict[str, Intervals]:
@@ -115,6 +145,7 @@ def split(timeline: Timeline, starts: Floats, ends: Floats) -> list[Split]:
     )
     copies, busy = inside(timeline.copies), inside(timeline.busy)
     reasons = {name: inside(one) for name, one in timeline.idle.items()}
+    phases = {name: inside(one) for name, one in timeline.phases.items()}
     return [
         Split(
             window_s=float(window[i]) * US,
@@ -125,6 +156,7 @@ def split(timeline: Timeline, starts: Floats, ends: Floats) -> list[Split]:
             memory_copy_exposed_s=float(busy[i] - kernels[i]) * US,
             idle_s=float(window[i] - busy[i]) * US,
             idle=Idle(**{name: float(reason[i]) * US for name, reason in reasons.items()}),
+            phases=Phases(**{name: float(phase[i]) * US for name, phase in phases.items()}) if phases else None,
         )
         for i in range(len(starts))
     ]

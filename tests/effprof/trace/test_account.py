@@ -252,3 +252,26 @@ def test_several_devices_of_one_rank_are_said(tmp_path: Path) -> None:
     assert [problem.code for problem in found.problems] == ["trace_several_devices"]
     assert found.ranks[0].devices == 2
     assert found.ranks[0].compute_s == pytest.approx(15 * US)
+
+
+def test_compute_by_the_phase_that_launched_it(tmp_path: Path) -> None:
+    events = [
+        annotation("ProfilerStep#1", 0, 500),
+        annotation("Optimizer.step#SGD.step", 300, 100),
+        launch(1, 10),
+        kernel(GEMM, 20, 100, correlation=1),
+        launch(2, 50, thread=9),
+        kernel(GEMM, 100, 80, correlation=2, stream=8),  # autograd's; [100, 120) is forward's already
+        launch(3, 310),
+        kernel(ADD, 320, 30, correlation=3),
+        kernel(ADD, 400, 10),
+        launch(4, 60, thread=9),
+        kernel(NCCL, 500, 30, correlation=4),
+    ]
+    found = account(tmp_path, events)
+    assert found.phases is not None
+    assert [round(value / US) for value in msgspec.structs.astuple(found.phases)] == [100, 60, 30, 10]
+    assert found.compute_s == pytest.approx(200 * US)
+    assert found.steps[0].phases is not None
+    assert found.steps[0].phases.backward_s == pytest.approx(60 * US)
+    assert account(tmp_path, [kernel(ADD, 0, 10)], name="other.json").phases is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,3 +62,8 @@ def test_nothing_and_one(size: int) -> None:
     assert intervals.length(one) == 2.5 * size
     assert intervals.before(one, np.array([1.0])).tolist() == [1.0 * size]
     assert len(intervals.gaps(one, 3.0, 3.0).starts) == 0
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=9))
+def test_median(values: list[int]) -> None:
+    assert intervals.median(np.array(values, dtype=np.float64)) == statistics.median(values)
