@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts, memory, waterfall
+from effprof.reports import facts, kernels, memory, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import bar, clean, duration, percent
 
@@ -54,6 +54,11 @@ def render(analysis: Analysis) -> str:
         cells = [(label, percent(share), percent(left), evidence) for label, share, left, evidence in bars]
         parts += ["### From the peak down to MFU over the whole wall clock"]
         parts += [table(["lost to", "share", "left", "from"], cells)]
+    windows = kernels.rank_rows(analysis, MAX_ROWS)
+    if windows:
+        parts += ["### Kernel window", table(list(kernels.RANK_HEADERS), windows)]
+        parts += [table(list(kernels.FAMILY_HEADERS), kernels.family_rows(analysis))]
+        parts += ["\n".join(f"- {escape(note)}" for note in kernels.notes(analysis))]
     held = memory.rows(analysis)
     if held:
         parts += ["### Memory", f"Of {escape(memory.basis_text(analysis))}.", table(list(memory.HEADERS), held)]

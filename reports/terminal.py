@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts, memory, waterfall
+from effprof.reports import facts, kernels, memory, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import WIDTH, bar, clean, duration, percent, plural, wrap
 
@@ -25,6 +25,7 @@ def render(analysis: Analysis) -> str:
         _efficiency(analysis),
         _account(analysis),
         _waterfall(analysis),
+        _kernels(analysis),
         _memory(analysis),
         _experts(analysis),
         _ranks(analysis),
@@ -150,6 +151,19 @@ def _memory(analysis: Analysis) -> list[str]:
     for number, text in enumerate(memory.failure_texts(analysis)):
         lines += wrap(text, "" if number else "ran out")
     return lines
+
+
+def _kernels(analysis: Analysis) -> list[str]:
+    rows = kernels.rank_rows(analysis, MAX_ROWS)
+    if not rows:
+        return []
+    lines = ["kernel window of each rank", *table(kernels.RANK_HEADERS, rows)]
+    if len(analysis.kernel_account) > MAX_ROWS:
+        lines.append(f"  … and {len(analysis.kernel_account) - MAX_ROWS} more ranks")
+    families = kernels.family_rows(analysis)
+    if families:
+        lines += ["", f"kernels of rank {clean(rows[0][0])}", *table(kernels.FAMILY_HEADERS, families)]
+    return [*lines, *(line for note in kernels.notes(analysis) for line in wrap(note, "-", 2))]
 
 
 def _experts(analysis: Analysis) -> list[str]:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -66,3 +68,36 @@ def test_log_speed(tmp_path: Path) -> None:
     assert all(row["records_per_s"]["median"] > 0 for row in result["layouts"])
     assert len(result["layouts"]) == 5
     assert "step records/s" in table
+
+
+def real_trace(name: str) -> Path:
+    path = BENCHMARKS.parent.parent / "shared" / "traces" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not here: the traces of HolisticTraceAnalysis' tests lie beside the repository only")
+    return path
+
+
+def test_trace_speed(tmp_path: Path) -> None:
+    source = real_trace("hta_nccl.json.gz")
+    arguments = ("--repeats", "1", "--no-large", "--traces", str(source))
+    result, table = run_benchmark("trace_speed.py", tmp_path / "speed.json", *arguments)
+    (trace,) = result["traces"]
+    assert trace["events"] == 40573
+    assert set(trace["arms"]) == {"effprof", "hta", "floor"}
+    assert trace["ratios"]["hta"]["cpu_s"] > 2, "effprof is not much faster than HTA any more"
+    assert trace["ratios"]["hta"]["peak_mb"] > 2
+    assert "| hta_nccl.json.gz" in table
+
+
+def test_a_replicated_trace_is_the_source_again_and_again(tmp_path: Path) -> None:
+    from effprof.trace.account import account_traces
+
+    source, large = real_trace("hta_control.json.gz"), tmp_path / "large.json"
+    script = "import sys; from pathlib import Path; from trace_inputs import replicate; "
+    script += "replicate(Path(sys.argv[1]), Path(sys.argv[2]), 100)"
+    subprocess.run([sys.executable, "-c", script, str(source), str(large)], check=True, cwd=BENCHMARKS)
+    one, many = account_traces(str(source)).ranks[3], account_traces(str(large)).ranks[3]
+    assert many.events == 3 * one.events
+    for key in ("compute_s", "communication_s", "communication_exposed_s", "memory_copy_s", "memory_copy_exposed_s"):
+        assert getattr(many, key) == pytest.approx(3 * getattr(one, key), rel=1e-9)
+    assert many.idle.unknown_s == pytest.approx(3 * one.idle.unknown_s, abs=1e-9)

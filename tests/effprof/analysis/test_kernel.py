@@ -96,8 +96,12 @@ def test_the_account_of_a_window(folder: Path) -> None:
 
 def test_every_report_renders(folder: Path) -> None:
     analysis, _ = analyze_traces(str(folder))
-    for report in (terminal, markdown, json_report):
-        assert report.render(analysis)
+    assert json.loads(json_report.render(analysis))["kernel_account"]["0"]["kernels"]["gemm"]["count"] == 1
+    for report in (terminal, markdown):
+        shown = report.render(analysis)
+        assert "rank 1 came last to 1 of 1 collectives; others waited up to 40.0 µs for it" in shown
+        assert "matrix units ran 100.0 % of the 600 µs of matrix work" in shown
+        assert "73.4 % " in shown.split("kernel window" if report is terminal else "Kernel window")[-1]  # of roofline
 
 
 def test_a_cut_off_trace_is_shown_and_complained_about(tmp_path: Path) -> None:
