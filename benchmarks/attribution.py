@@ -2,7 +2,7 @@
 
     python benchmarks/attribution.py                       # every case, about 20 minutes on two cores
     python benchmarks/attribution.py --cases input_sleep   # some of them
-    python benchmarks/attribution.py --write-docs          # also puts the table into docs/accuracy.md
+    python benchmarks/attribution.py --write-docs          # also the table in docs/accuracy.md
 
 Each case is a training with one delay and the same training without it. What was injected is timed around the delay
 itself; what was attributed is the difference between the two accounts in the line where the delay belongs. A case holds
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import write_result
+from common import result_path, write_result
 from tabulate import tabulate
 
 from effprof.analysis.analyze import analyze
@@ -218,6 +218,15 @@ def middle(repeats: list[Outcome]) -> Outcome:
     return replace(ordered[len(ordered) // 2], shares=tuple(outcome.share for outcome in ordered))
 
 
+def read_outcomes() -> list[Outcome]:
+    """What the last run on this kind of machine wrote: cases that are measured again replace their rows."""
+    path = result_path("attribution")
+    if not path.exists():
+        return []
+    written = json.loads(path.read_text())["outcomes"]
+    return [Outcome(**{name: value for name, value in one.items() if name != "holds"}) for one in written]
+
+
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     rows = [
@@ -277,6 +286,8 @@ def main() -> int:
                     print(outcome, file=sys.stderr)
                     found.setdefault((outcome.case, outcome.line), []).append(outcome)
     outcomes = [middle(repeats) for repeats in found.values()]
+    known = {(o.case, o.line): o for o in read_outcomes()} if arguments.cases and arguments.write_docs else {}
+    outcomes = list({**known, **{(o.case, o.line): o for o in outcomes}}.values())
     path = write_result("attribution", {"outcomes": [{**asdict(o), "holds": o.holds} for o in outcomes]}, arguments.out)
     text = table(outcomes)
     print(text)

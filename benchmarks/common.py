@@ -56,10 +56,15 @@ def list_versions() -> dict[str, str]:
     return versions
 
 
+def result_path(name: str) -> Path:
+    """`benchmarks/results/NAME-<machine class>.json`."""
+    return RESULTS / f"{name}-{machine_class(describe_machine())}.json"
+
+
 def write_result(name: str, figures: dict[str, Any], out: Path | None = None) -> Path:
     """Write `benchmarks/results/NAME-<machine class>.json`, or `out`, and return its path."""
     machine = describe_machine()
-    path = out or RESULTS / f"{name}-{machine_class(machine)}.json"
+    path = out or result_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "benchmark": name,
