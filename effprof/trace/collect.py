@@ -155,15 +155,21 @@ class Collector:
             return
         events, kinds = [events[index] for index in placed], [kinds[index] for index in placed]
         args = decode_args(events, ActivityArgs)
-        collectives = [self._collective(one) for one in args]
-        sizes = np.maximum(integers([one.in_elements for one in args]), integers([one.out_elements for one in args]))
+        nothing = np.full(len(events), -1, dtype=np.int64)
+        collectives, sizes, sequence = nothing, nothing, nothing
+        if any(one.collective or one.group_size is not None or one.in_elements is not None for one in args):
+            collectives = np.array([self._collective(one) for one in args], dtype=np.int64)
+            sizes = np.maximum(
+                integers([one.in_elements for one in args]), integers([one.out_elements for one in args])
+            )
+            sequence = integers([one.sequence for one in args])
         self.activity.extend(
             kind=kinds,
             name=self._names(event.name for event in events),
             correlation=integers([one.correlation for one in args]),
             external=integers([one.external_id for one in args]),
             collective=collectives,
-            sequence=integers([one.sequence for one in args]),
+            sequence=sequence,
             elements=sizes,
             bytes=integers([one.bytes for one in args]),
             device=integers(

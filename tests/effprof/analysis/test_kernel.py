@@ -101,7 +101,7 @@ def test_every_report_renders(folder: Path) -> None:
         shown = report.render(analysis)
         assert "rank 1 came last to 1 of 1 collectives; others waited up to 40.0 µs for it" in shown
         assert "matrix units ran 100.0 % of the 600 µs of matrix work" in shown
-        assert "73.4 % " in shown.split("kernel window" if report is terminal else "Kernel window")[-1]  # of roofline
+        assert "73.4 %" in shown.split("kernel window" if report is terminal else "Kernel window")[-1]  # of roofline
 
 
 def test_a_cut_off_trace_is_shown_and_complained_about(tmp_path: Path) -> None:
