@@ -7,6 +7,8 @@ layer or library it comes from. It knows no model; attention that must not be ta
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
@@ -132,9 +134,9 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def is_recomputing(self) -> bool:
         """Whether the operation now running is a forward operation run again by the backward pass."""
         # the autograd engine runs gradients with grad mode off; checkpointing turns it on to rebuild a piece of graph
-        return (
-            bool(torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()) and not self.differentiates_twice
-        )
+        if not is_in_backward() or self.differentiates_twice:
+            return False
+        return bool(torch.is_grad_enabled()) or _is_called_by_checkpoint()
 
     def _answer(self, name: str, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The answer of an operation that needs values or sizes that depend on them; None to let torch try."""
@@ -210,6 +212,22 @@ def is_in_backward() -> bool:
     """Whether the autograd engine is running on this thread."""
     return bool(torch._C._current_graph_task_id() != -1)
 
+
+def _is_called_by_checkpoint() -> bool:
+    """Whether the code now running, under `no_grad` of its own, is a piece of forward that checkpointing repeats."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.endswith(_CHECKPOINT):
+            return True
+        if path.endswith(_ENGINE):
+            return False  # reentrant checkpointing differentiates the piece that it has rebuilt
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+_CHECKPOINT = os.path.join("torch", "utils", "checkpoint.py")
+_ENGINE = os.path.join("torch", "autograd", "graph.py")
 
 _SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 

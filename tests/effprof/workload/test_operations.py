@@ -380,3 +380,29 @@ def test_nothing_live_is_touched() -> None:
     assert not watched
     assert not hasattr(module, "last")
     assert all(type(value) in (nn.Parameter, torch.Tensor) and value.grad is None for value in module.parameters())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_work_without_gradients_in_a_checkpointed_piece_is_recomputed_too(use_reentrant: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+
+        def piece(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                y = x
+                for _ in range(4):
+                    y = self.inner(y)
+            return self.first(x) + y
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = checkpoint(self.piece, self.first(x), use_reentrant=use_reentrant)
+            return out.sum()
+
+    count = count_training_step(Block(), torch.randn(8, 64))
+    product = 2 * 8 * 64 * 64
+    # outside: forward and weight gradient; inside: three for the trained product, four without a gradient
+    assert count.flops == (2 + 3 + 4) * product
+    # the piece is run again: up to the last tensor that is needed, which is the trained product's input, or as a whole
+    assert count.recompute_flops == (5 if use_reentrant else 4) * product
