@@ -198,7 +198,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         if clock is None or profiler is None:
             return
         try:
-            clock.end_micro_batch()
+            clock.micro_batches += 1
             if self._steps == self._last_step:
                 return
             self._last_step = self._steps

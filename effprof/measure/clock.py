@@ -80,7 +80,7 @@ class PhaseClock:
         self._counts: dict[str, int] | None = None
         self._counted = 0
         self._given_flops = 0
-        self._micro_batches = 0
+        self.micro_batches = 0  # done of the step that runs; counted up by whoever runs them
         # what `collect` has taken off the queues; more than one thread may ask for it
         self._lock = threading.Lock()
         self._open = np.empty(0, np.int64)  # changes since the last collected step's end, that end included
@@ -151,10 +151,6 @@ class PhaseClock:
         """Whether the step that is being measured has been in `phase`."""
         return any(seen == phase for seen, _, _ in self._unfinished())
 
-    def end_micro_batch(self) -> None:
-        """One more micro-batch of this step has been run."""
-        self._micro_batches += 1
-
     def end_step(self, step: int) -> None:
         """Close the step: the next one begins.
 
@@ -162,9 +158,9 @@ class PhaseClock:
             step: the framework's count of optimizer steps after this one.
         """
         self.mark(now() << PHASE_BITS | END_OF_STEP)
-        self._steps.append((step, self._micro_batches, self._counted, self._counts, self._given_flops))
+        self._steps.append((step, self.micro_batches, self._counted, self._counts, self._given_flops))
         self._counts = None
-        self._counted = self._given_flops = self._micro_batches = 0
+        self._counted = self._given_flops = self.micro_batches = 0
         self.head += 1
         if len(self._steps) > CAPACITY:
             self._give_up()

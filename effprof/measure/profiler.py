@@ -281,7 +281,7 @@ class StepProfiler(PlainLoop):
     def end_micro_batch(self) -> None:
         """A micro-batch is done."""
         if self.clock is not None:
-            self.clock.end_micro_batch()
+            self.clock.micro_batches += 1
 
     def end_step(self, step: int) -> None:
         """An optimizer step is done; `step` counts them, this one included."""

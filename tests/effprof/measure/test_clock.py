@@ -44,7 +44,7 @@ class Recording:
         self.clock.switch(FORWARD)
         self.clock.switch(BACKWARD)
         self.clock.switch(OPTIMIZER)
-        self.clock.end_micro_batch()
+        self.clock.micro_batches += 1
         self.clock.end_step(step)
 
     def read(self) -> RankLog:
@@ -94,7 +94,7 @@ def test_counters_are_null_where_a_micro_batch_was_not_counted(tmp_path: Path) -
         for micro_batch in counts:
             if micro_batch is not None:
                 clock.add_counts(micro_batch)
-            clock.end_micro_batch()
+            clock.micro_batches += 1
         clock.end_step(clock.head + 1)
     columns = recording.read().columns
     np.testing.assert_array_equal(columns["tokens"], [11, np.nan, np.nan])
@@ -107,7 +107,7 @@ def test_given_flops_are_a_steps_not_a_micro_batchs(tmp_path: Path) -> None:
     recording = Recording(tmp_path)
     recording.clock.begin_steps()
     for _ in range(3):
-        recording.clock.end_micro_batch()
+        recording.clock.micro_batches += 1
     recording.clock.add_given_flops(4_000_000_000_000_000)
     recording.clock.end_step(1)
     assert recording.clock.take_sums()[0] == {"flops": 4e15}
@@ -180,7 +180,7 @@ def test_live_figures_and_the_writer_may_ask_at_once(tmp_path: Path) -> None:
     for step in range(1, 3001):
         clock.switch(FORWARD)
         clock.add_counts({"tokens": 3})
-        clock.end_micro_batch()
+        clock.micro_batches += 1
         clock.end_step(step)
         if step % 7 == 0:
             seen += clock.take_sums()[0].get("tokens", 0.0)
