@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from effprof.runlog.layout import INTERACTIVE_JOBS
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -33,7 +35,7 @@ def placement_from_environment(environment: Mapping[str, str] | None = None) -> 
 
     rank = number(0, "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     world_size = number(1, "WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-    if "RANK" not in env and env.get("SLURM_JOB_NAME") in ("bash", "sh", "zsh", "interactive"):
+    if "RANK" not in env and env.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS:
         rank, world_size = 0, 1  # a shell inside an allocation: its task count is not this program's
     local_size = max(1, number(world_size, "LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"))
     return Placement(

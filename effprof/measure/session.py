@@ -77,13 +77,14 @@ class Session:
         started_s = process_start_s()
         self.run_dir, run_id = _choose_directory(run_dir, Path(root), placement, own_id)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        run_id = _recorded_id(self.run_dir) or run_id
+        before = _recorded(self.run_dir)  # an earlier attempt's, or nothing
+        run_id = before.id if before else run_id
         attempt = choose_attempt(self.run_dir, placement.rank, started_s)
         self.record = RunRecord(
             id=run_id,
             framework=framework,
             framework_version=framework_version,
-            created_s=_recorded_time(self.run_dir) or time.time(),
+            created_s=(before.created_s if before else 0.0) or time.time(),
             command=list(sys.orig_argv),
             software=_software(),
             parallel={"world_size": placement.world_size, "data_parallel_size": placement.data_parallel_size},
@@ -119,10 +120,10 @@ class Session:
             each_second=self._sample,
             on_problem=self._warn_of_log,
         )
-        before = taken_over_ns - round((header.wall_s - started_s) * 1e9)
-        if before < taken_over_ns:
+        began_ns = taken_over_ns - round((header.wall_s - started_s) * 1e9)
+        if began_ns < taken_over_ns:
             # what happened before effprof was asked: imports, process groups, data and model set-up
-            self.recorder.add(Span(name="startup", start_ns=max(0, before), end_ns=taken_over_ns))
+            self.recorder.add(Span(name="startup", start_ns=max(0, began_ns), end_ns=taken_over_ns))
         self._sampler: Sampler | None = None
         if telemetry and placement.local_rank == 0:
             self._sampler = start_sampler(
@@ -269,16 +270,6 @@ def _recorded(run_dir: Path) -> RunRecord | None:
         return msgspec.json.decode((run_dir / RUN_FILE).read_bytes(), type=RunRecord)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _recorded_id(run_dir: Path) -> str | None:
-    record = _recorded(run_dir)
-    return record.id if record else None
-
-
-def _recorded_time(run_dir: Path) -> float | None:
-    record = _recorded(run_dir)
-    return record.created_s if record else None
 
 
 def _software() -> dict[str, Any]:

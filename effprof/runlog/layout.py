@@ -29,7 +29,7 @@ ATTEMPT = re.compile(r"^attempt-(?P<number>\d+)$")
 # Names that a scheduler gives to every process of one job.
 _JOB_IDS = ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID", "AZUREML_RUN_ID")
 # An allocation someone works in by hand starts many runs under one job id.
-_INTERACTIVE_JOBS = ("bash", "sh", "zsh", "interactive")
+INTERACTIVE_JOBS = ("bash", "sh", "zsh", "interactive")
 # Left by the first process for the ones it launches (Lightning starts the other ranks of a node itself).
 _INHERITED = "EFFPROF_INHERITED_RUN_ID"
 # An attempt whose newest record is this much older than a process's start has ended before that process began.
@@ -117,7 +117,7 @@ def inherited_id(environment: Mapping[str, str]) -> str | None:
 def _common_id(env: Mapping[str, str]) -> str:
     if env.get("EFFPROF_RUN_ID"):
         return env["EFFPROF_RUN_ID"]
-    is_interactive = env.get("SLURM_JOB_NAME") in _INTERACTIVE_JOBS
+    is_interactive = env.get("SLURM_JOB_NAME") in INTERACTIVE_JOBS
     for name in _JOB_IDS:
         if env.get(name) and not (is_interactive and name == "SLURM_JOB_ID"):
             step = env.get("SLURM_STEP_ID", "") if name == "SLURM_JOB_ID" else ""
