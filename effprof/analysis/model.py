@@ -291,7 +291,10 @@ class Gain(msgspec.Struct, kw_only=True):
     low: float
     likely: float
     high: float
-    bound: float
+    bound: Annotated[float, _says("what this run's own account allows at most; no value lies above it")]
+    basis: Annotated[
+        str, _says("`steady`: of the throughput of steady steps; `wall`: of useful work over the whole wall clock")
+    ] = "steady"
 
 
 class Finding(msgspec.Struct, kw_only=True):
@@ -306,8 +309,19 @@ class Finding(msgspec.Struct, kw_only=True):
     gain: Gain
     memory_effect_bytes: int | None
     risk: str
+    risk_level: Annotated[str, _says("`low`, `medium` or `high`; weighs the order of findings")] = "low"
     sources: list[str]
-    verified: bool = False
+    changes: Annotated[dict[str, Any], _says("what `effprof verify` applies; empty where only a person can")] = {}
+    verified: Annotated[bool, _says("a trial of this very run confirmed it")] = False
+    trials: Annotated[int, _says("verified trials on this machine that shaped the gain")] = 0
+
+
+class NotEvaluated(msgspec.Struct, kw_only=True):
+    """A rule that this run's record could not answer."""
+
+    rule: str
+    missing: Annotated[str, _says("what was not recorded")]
+    record: Annotated[str, _says("how to record it")]
 
 
 class Warning(msgspec.Struct, kw_only=True):
@@ -332,6 +346,7 @@ class Analysis(msgspec.Struct, kw_only=True):
     ranks: list[RankFigures]
     rank_spread: Annotated[RankSpread | None, _says("null with one rank")] = None
     hardware: Hardware
-    findings: list[Finding] = []
+    findings: Annotated[list[Finding], _says("what to change, the first to try on top")] = []
+    not_evaluated: Annotated[list[NotEvaluated], _says("rules that this run's record could not answer")] = []
     warnings: list[Warning] = []
     timeline: Annotated[Timeline | None, _says("null unless asked for: `effprof report` draws it")] = None

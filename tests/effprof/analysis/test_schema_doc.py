@@ -78,6 +78,7 @@ def test_what_is_printed_has_the_keys(simple_run: Any) -> None:
         "warnings[]",
         "rank_spread.",
         "findings[]",
+        "not_evaluated[]",
         "hardware.telemetry[]",
         "timeline.",
         "kernel_account.",
