@@ -10,7 +10,8 @@ from time import perf_counter_ns as now
 from typing import TYPE_CHECKING, Any
 
 from effprof.callbacks.lightning_actions import ActionListener, watch_loggers
-from effprof.callbacks.lightning_facts import configuration, framework_of, placement_of
+from effprof.callbacks.lightning_facts import configuration, framework_of, layout, placement_of
+from effprof.callbacks.lightning_trial import LightningTrial, requested_trial
 from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, LOGGING, OPTIMIZER, OTHER, PHASE_BITS, PhaseClock
 from effprof.measure.live import Live
 from effprof.measure.profiler import StepProfiler
@@ -121,6 +122,10 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             return
         self._reset()
         self._is_zero = bool(trainer.is_global_zero)
+        self._trial = requested_trial()
+        if self._trial is not None:
+            self._settings |= self._trial.settings()
+            self._trial.begin(trainer, pl_module)
         try:
             self._open(trainer, pl_module)
         except Exception as error:
@@ -135,8 +140,11 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             self._log_every = trainer.log_every_n_steps if self._is_zero else 0
             self._profiler.optimizers = trainer.optimizers
             record = self._profiler.session.record
+            if self._trial is not None:
+                self._trial.change_optimizers(trainer, pl_module)
+                record.config["trial"] = self._trial.facts()
             record.config.update(configuration(trainer, pl_module))
-            record.parallel["strategy"] = type(trainer.strategy).__name__
+            record.parallel.update(layout(trainer))
             self._show_in_progress_bar(trainer)
             self._undo += watch_loggers(trainer, self._clock)
             if not pl_module.automatic_optimization:
@@ -148,6 +156,9 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             self._close("completed")
+            if self._trial is not None:
+                # what the script does after `fit` is not meant for a model that was trained for seconds
+                raise SystemExit(0)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._close("failed", f"{type(exception).__name__}: {exception}", exception)
@@ -204,6 +215,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             self._last_step = self._steps
             profiler.end_step(self._steps)
             self._passes += 1
+            if self._trial is not None:
+                self._trial.end_step(trainer)
             if self._log_every and self._passes % self._log_every == 0:
                 self._log(trainer, pl_module, clock, profiler)
         except Exception as error:
@@ -223,6 +236,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
     # Inside.
 
     def _reset(self) -> None:
+        self._trial: LightningTrial | None = None
         self._profiler: StepProfiler | None = None
         self._clock: PhaseClock | None = None
         self._listener: ActionListener | None = None
@@ -261,7 +275,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             if profiler is None:
                 return
             profiler.close(status, reason, error)
-            if self._is_zero:
+            if self._is_zero and self._trial is None:
                 self._print_summary(profiler)
         except Exception as error:
             warnings.warn(f"effprof: closing the log failed ({type(error).__name__}: {error})", stacklevel=2)

@@ -20,6 +20,7 @@ import psutil
 from effprof import __version__
 from effprof.hardware.identity import DeviceIdentity
 from effprof.measure.clock import EFFPROF, UNATTRIBUTED, PhaseClock, measure_switch_ns
+from effprof.measure.facts.environment import environment_facts
 from effprof.measure.placement import Placement
 from effprof.measure.recorder import LateColumns, Recorder
 from effprof.measure.telemetry import Sampler, start_sampler
@@ -86,7 +87,7 @@ class Session:
             framework_version=framework_version,
             created_s=(before.created_s if before else 0.0) or time.time(),
             command=list(sys.orig_argv),
-            software=_software(),
+            software=_software() | environment_facts(),
             parallel={"world_size": placement.world_size, "data_parallel_size": placement.data_parallel_size},
             hardware={"name": device.name, "vendor": device.vendor, "type": device.type},
         )

@@ -1,0 +1,1 @@
+"""What a training's own objects say of its settings: read once, read only, each fact on its own."""
