@@ -10,7 +10,7 @@ from time import perf_counter_ns as now
 from typing import TYPE_CHECKING, Any
 
 from effprof.callbacks.lightning_actions import ActionListener, watch_loggers
-from effprof.callbacks.lightning_facts import configuration, framework_of, layout, placement_of
+from effprof.callbacks.lightning_facts import configuration, framework_of, layout, placement_of, scale_of
 from effprof.callbacks.lightning_trial import LightningTrial, requested_trial
 from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, LOGGING, OPTIMIZER, OTHER, PHASE_BITS, PhaseClock
 from effprof.measure.live import Live
@@ -69,6 +69,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
     """
 
     _is_first_batch: bool
+    _trial: LightningTrial | None
 
     def __init__(
         self,
@@ -145,6 +146,10 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
                 record.config["trial"] = self._trial.facts()
             record.config.update(configuration(trainer, pl_module))
             record.parallel.update(layout(trainer))
+            if self._profiler.watches is not None and self._profiler.watches.losses is not None:
+                losses = self._profiler.watches.losses
+                losses.takes_mean = not pl_module.automatic_optimization  # Lightning divides only what it steps itself
+                losses.scale = scale_of(trainer)
             self._show_in_progress_bar(trainer)
             self._undo += watch_loggers(trainer, self._clock)
             if not pl_module.automatic_optimization:
@@ -210,6 +215,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             return
         try:
             clock.micro_batches += 1
+            profiler.record_loss(outputs.get("loss") if isinstance(outputs, dict) else outputs)
             if self._steps == self._last_step:
                 return
             self._last_step = self._steps
@@ -236,7 +242,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
     # Inside.
 
     def _reset(self) -> None:
-        self._trial: LightningTrial | None = None
+        self._trial = None
         self._profiler: StepProfiler | None = None
         self._clock: PhaseClock | None = None
         self._listener: ActionListener | None = None

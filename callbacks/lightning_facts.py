@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from effprof.measure.facts.loader import host_cpus, loader_facts
-from effprof.measure.facts.model import model_facts
-from effprof.measure.facts.numerics import autocast_dtype, numerics_facts
-from effprof.measure.facts.optimizer import optimizer_facts
+from effprof.measure.facts.gather import loop_facts
+from effprof.measure.facts.numerics import autocast_dtype
 from effprof.measure.facts.parallel import parallel_facts
 from effprof.measure.facts.read import attribute, class_name, read_facts
 from effprof.measure.placement import Placement
@@ -41,20 +40,20 @@ def placement_of(trainer: Any) -> Placement:
 def configuration(trainer: Any, pl_module: Any) -> dict[str, Any]:
     """The settings that decide speed and memory, by their names in `effprof.runlog.settings`."""
     device = trainer.strategy.root_device
-    return {
-        "host_cpus": host_cpus(),
-        **numerics_facts(pl_module, device.type, device.index or 0),
-        **model_facts(pl_module),
-        **optimizer_facts(trainer.optimizers),
-        **loader_facts(_train_loader(trainer)),
-        **read_facts(_TRAINER, trainer),
-    }
+    facts = loop_facts(pl_module, trainer.optimizers, _train_loader(trainer), device.type, device.index or 0)
+    return facts | read_facts(_TRAINER, trainer)
 
 
 def layout(trainer: Any) -> dict[str, Any]:
     """How the job is spread over ranks: the strategy's own settings and the wrappers' that it put around the model."""
     wrapped = getattr(trainer.strategy, "model", None)
     return parallel_facts(wrapped) | read_facts(_STRATEGY, trainer)
+
+
+def scale_of(trainer: Any) -> Callable[[], Any] | None:
+    """What gives the fp16 gradient scaler's scale, a tensor or None; None where nothing is scaled."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else lambda: getattr(scaler, "_scale", None)
 
 
 def _train_loader(trainer: Any) -> Any:

@@ -70,6 +70,7 @@ class PhaseClock:
     def __init__(self, started_ns: int, on_span: Callable[[int, int, int], None]) -> None:
         self.head = 0  # steps finished, ever
         self.in_steps = False
+        self.steps_began_ns = 0  # when the first step of this process began
         self.mark: Callable[[int], None] = self._mark_outside
         self._on_span = on_span
         self.listener: Callable[[int], None] | None = None  # set by `listen`
@@ -112,6 +113,7 @@ class PhaseClock:
         if self.in_steps:
             return
         self._mark_outside(now() << PHASE_BITS | OTHER)
+        self.steps_began_ns = self.steps_began_ns or self._outside_since
         self._changes.append(self._outside_since << PHASE_BITS | OTHER)
         self.in_steps = True
         self.listen(self.listener)

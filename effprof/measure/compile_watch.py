@@ -8,6 +8,9 @@ from typing import Any
 from effprof.measure.clock import COMPILE, PhaseClock
 
 _DYNAMO = "torch._dynamo.callback"
+_COUNTERS = "torch._dynamo.utils"
+# A compilation in a later step than these is a recompilation: shapes or a branch that were not seen before.
+_FIRST_STEPS = 2
 
 
 class CompileWatch:
@@ -21,6 +24,9 @@ class CompileWatch:
         self._handler: Any = None
         self._outer: list[int] = []
         self._missed = False
+        self._count = 0
+        self._late = 0  # after the second step
+        self._last_step = 0
 
     def install(self) -> None:
         """Start to listen, once the compiler is loaded. Safe to call again."""
@@ -45,6 +51,17 @@ class CompileWatch:
             self._missed = True
             self.install()
 
+    def facts(self) -> dict[str, Any]:
+        """How often the compiler ran so far, and where it gave up."""
+        facts: dict[str, Any] = {"compile_is_measured": self.is_complete}
+        if _DYNAMO not in sys.modules:
+            return facts | {"compilations": 0, "compilations_late": 0}
+        if self._handler is not None:
+            facts |= {"compilations": self._count, "compilations_late": self._late}
+            facts |= {"compile_last_step": self._last_step} if self._count else {}
+        counters = getattr(sys.modules.get(_COUNTERS), "counters", None)
+        return facts if counters is None else facts | {"graph_breaks": sum(counters["graph_break"].values())}
+
     def remove(self) -> None:
         """Stop listening."""
         handler, self._handler, self._clock = self._handler, None, None
@@ -55,6 +72,9 @@ class CompileWatch:
     def _started(self, *_: Any) -> None:
         if self._clock is not None:
             self._outer.append(self._clock.phase)
+            self._count += 1
+            self._last_step = self._clock.head
+            self._late += self._last_step >= _FIRST_STEPS
             self._clock.switch(COMPILE)
 
     def _ended(self, *_: Any) -> None:

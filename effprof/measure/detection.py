@@ -10,7 +10,7 @@ from effprof.hardware.ceiling import fp32_products_run_in
 from effprof.hardware.identity import DeviceIdentity
 from effprof.hardware.peak import resolve_peak
 from effprof.measure.tokens import TokenCounter
-from effprof.runlog.schema import FlopsRecord
+from effprof.runlog.schema import FlopsRecord, RunRecord
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,12 @@ class Detection:
     hardware: dict[str, Any] = field(default_factory=dict)
     warnings: list[dict[str, str]] = field(default_factory=list)
     given_flops: int = 0  # this rank's share of `flops_per_step`
+
+    def put_into(self, record: RunRecord) -> None:
+        """Add what was found to the run's record."""
+        record.flops = self.flops
+        record.model.update(self.model)
+        record.hardware.update(self.hardware)
 
     def token_counter(self, tokens_fn: Callable[[Any], Any] | None) -> TokenCounter:
         """A counter of tokens and pairs under the mask that the model uses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable
 from time import perf_counter_ns as now
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 OUT_OF_MEMORY = "out_of_memory"
+# Address space kept free for the account of a failure, never touched and so never resident: where a process runs into
+# a limit of its own, listing what it holds needs some megabytes more.
+_RESERVE_BYTES = 32 << 20
 
 
 class MemoryRecord:
@@ -35,6 +39,7 @@ class MemoryRecord:
         self._model_config = model_config
         self._tracker = MemoryTracker(model) if tracks and model is not None else None
         self._optimizers: list[Any] = []
+        self._reserve = mmap.mmap(-1, _RESERVE_BYTES)
 
     def forecast(
         self,
@@ -94,6 +99,7 @@ class MemoryRecord:
         tracker, self._tracker = self._tracker, None
         if tracker is not None and (tracker.end() or tracker.facts is None):
             self._put_tracked(tracker)
+        self._reserve.close()
         if error is None or not is_out_of_memory(error):
             return
         session = self._session

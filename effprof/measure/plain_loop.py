@@ -18,6 +18,7 @@ class PlainLoop(ABC):
 
     _accumulate: int
     _steps: int
+    _loader: Any = None
 
     @abstractmethod
     def _require_open(self) -> PhaseClock: ...
@@ -35,6 +36,7 @@ class PlainLoop(ABC):
         """Yield the loader's batches; time in the loader is input wait, every `accumulate` batches are a step."""
         clock = self._require_open()
         clock.begin_steps()
+        self._loader = loader
         batches = iter(loader)
         done = 0
         while True:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from time import perf_counter_ns as now
 from typing import TYPE_CHECKING, Any
 
 from effprof.errors import EffprofError
-from effprof.measure.clock import EFFPROF, OTHER, PHASE_BITS, PhaseClock
-from effprof.measure.compile_watch import CompileWatch
+from effprof.measure.clock import EFFPROF, PHASE_BITS, PhaseClock
 from effprof.measure.detection import Detection, detect_workload
-from effprof.measure.device_clock import DeviceClock, device_of, make_device_clock
-from effprof.measure.experts import ExpertLoad
-from effprof.measure.kernel_window import KernelWindow
+from effprof.measure.device_clock import device_of
+from effprof.measure.facts.gather import loop_facts
+from effprof.measure.facts.optimizer import state_facts
+from effprof.measure.facts.parallel import parallel_facts
 from effprof.measure.live import Live, live_figures
 from effprof.measure.memory_record import MemoryRecord
 from effprof.measure.placement import Placement, placement_from_environment
 from effprof.measure.plain_loop import PlainLoop
+from effprof.measure.recorder import Late
 from effprof.measure.session import Session
 from effprof.measure.tokens import TokenCounter
+from effprof.measure.watches import Watches
 from effprof.runlog.layout import prepare_own_id
 from effprof.runlog.schema import Line
 
@@ -67,6 +68,7 @@ class StepProfiler(PlainLoop):
         keep_trace: whether the raw traces of kernel windows are kept beside the log.
         track_memory: whether one optimizer step is followed tensor by tensor, for the truth beside the prediction; that
             step takes several times longer.
+        detect: whether FLOPs, peak and memory are found out at the first batch; a trial compares speeds alone.
         own_id: the run's id where an adapter prepared it earlier (see `effprof.runlog.layout.prepare_own_id`).
     """
 
@@ -87,6 +89,7 @@ class StepProfiler(PlainLoop):
         kernel_window: bool | int = False,
         keep_trace: bool = False,
         track_memory: bool = False,
+        detect: bool = True,
         own_id: str | None = None,
     ) -> None:
         if accumulate < 1:
@@ -105,15 +108,13 @@ class StepProfiler(PlainLoop):
         self._kernel_window = kernel_window
         self._keep_trace = keep_trace
         self._track_memory = track_memory
+        self._detects = detect
         self._memory: MemoryRecord | None = None
         self._own_id = own_id or prepare_own_id()
         self._session: Session | None = None
         self._detection: Detection | None = None
         self._tokens: TokenCounter | None = None
-        self._device_clock: DeviceClock | None = None
-        self._experts: ExpertLoad | None = None
-        self._compile: CompileWatch | None = None
-        self._window: KernelWindow | None = None
+        self.watches: Watches | None = None
         self._parts: list[Callable[[int, int], None]] = []
         self._steps = 0
         self._given_flops = 0
@@ -131,18 +132,15 @@ class StepProfiler(PlainLoop):
         if self._session is None:
             return
         if self._memory is not None:
-            with self._guarded("memory account"):
+            with self._session.guarded("memory account"):
                 self._memory.close(error, self.optimizers)
         session, self._session = self._session, None
         self._is_closing = True
         atexit.unregister(self._close_at_exit)
-        if self._experts is not None:
-            self._experts.close()
-        if self._window is not None:
-            self._window.close()
-        if self._compile is not None:
-            session.record.config["compile_is_measured"] = self._compile.is_complete
-            self._compile.remove()
+        if self.watches is not None:
+            session.record.config.update(self.watches.close())
+        if self._tokens is not None and self._tokens.input_shapes:
+            session.record.config["input_shapes"] = len(self._tokens.input_shapes)
         session.close(status, reason)
         self.clock = None
         if session.placement.rank == 0 and session.record.framework == "pytorch":
@@ -193,12 +191,7 @@ class StepProfiler(PlainLoop):
         self._is_closing = False
         device = device or device_of(self._model)
         self._is_on_device = device.type != "cpu"
-        if self._is_on_device:
-            self._device_clock = make_device_clock(device)
         self._tokens = TokenCounter(causal=None, window=None, tokens_fn=self._tokens_fn)
-        late = [self._poll_tokens, lambda: self._window.take_late() if self._window is not None else []]
-        if self._device_clock is not None:
-            late.append(self._device_clock.poll)
         self._session = Session(
             run_dir=self._run_dir,
             root=root,
@@ -207,31 +200,22 @@ class StepProfiler(PlainLoop):
             device=identify(device.type, device.index or 0),
             framework=framework,
             framework_version=framework_version,
-            late=tuple(late),
+            late=(self._poll_tokens, self._poll_watches),
             each_second=self._each_second,
             telemetry=self._telemetry,
         )
         self.clock = self._session.clock
         self._memory = MemoryRecord(self._session, self._model, self._model_config, tracks=self._track_memory)
-        self._compile = CompileWatch(self.clock)
-        self._compile.install()
-        if self._device_clock is not None:
-            self.clock.listen(self._device_clock.mark)
-        with self._guarded("kernel window"):
-            self._window = KernelWindow(
-                self._session, self.clock, every=self._kernel_window, keep_trace=self._keep_trace
-            )
-        if self._model is not None and self._experts_every > 0:
-            with self._guarded("expert load"):
-                self._experts = ExpertLoad(self._model, every_n_steps=self._experts_every, routers=self._routers)
-        self._parts = [self._time_device] if self._device_clock is not None else []
-        if self._experts is not None and self._experts.routers:
-            sample_experts = self._experts.on_step_end
-            self._parts.append(lambda sequence, step: sample_experts(step))
-        if self._window is not None:
-            self._parts.append(self._window.on_step_end)
-        if self._track_memory:
-            self._parts.append(self._memory.on_step_end)
+        self.watches = Watches(
+            self._session,
+            self._model,
+            device,
+            experts_every_n_steps=self._experts_every,
+            routers=self._routers,
+            kernel_window=self._kernel_window,
+            keep_trace=self._keep_trace,
+        )
+        self._parts = [*self.watches.parts, *([self._memory.on_step_end] if self._track_memory else [])]
         atexit.register(self._close_at_exit)
 
     def count_batch(
@@ -256,10 +240,11 @@ class StepProfiler(PlainLoop):
         before = clock.phase
         clock.mark(now() << PHASE_BITS | EFFPROF)
         if self._detection is None:
-            with self._guarded("detection"):
+            self._read_facts(module or self._model)
+            with self.session.guarded("detection"):
                 self._detect(module or self._model, batch, step, context)
-            with self._guarded("memory forecast"):
-                if self._memory is not None:
+            with self.session.guarded("memory forecast"):
+                if self._memory is not None and self._detects:
                     self._memory.forecast(module or self._model, batch, step, context)
         tokens = self._tokens  # detection may just have put a better informed counter there
         try:
@@ -274,9 +259,14 @@ class StepProfiler(PlainLoop):
         except Exception as error:
             self._disable_tokens(error)
         if self._track_memory and self._memory is not None:
-            with self._guarded("memory tracker"):
+            with self.session.guarded("memory tracker"):
                 self._memory.begin(batch)
         clock.switch(before)
+
+    def record_loss(self, loss: Any) -> None:
+        """Put a micro-batch's loss, a tensor of one element, on record; a step's is the mean. Never waits for it."""
+        if self.watches is not None:
+            self.watches.add_loss(loss)
 
     def end_micro_batch(self) -> None:
         """A micro-batch is done."""
@@ -291,7 +281,7 @@ class StepProfiler(PlainLoop):
         self._steps = step
         sequence = clock.head
         if self._detection is None:  # no batch was shown: what was given still holds
-            with self._guarded("detection"):
+            with self.session.guarded("detection"):
                 self._detect(self._model, None, None, None)
         if self._given_flops:
             clock.add_given_flops(self._given_flops)
@@ -303,21 +293,14 @@ class StepProfiler(PlainLoop):
             end_part(sequence, step)
 
     def _end_first_steps(self, sequence: int) -> None:
-        if self._compile is not None:
-            self._compile.note_late_load()
-        if sequence == 0 and self._memory is not None:
-            with self._guarded("memory of the states"):
-                self._memory.record_states(self.optimizers)
-
-    def _time_device(self, sequence: int, step: int) -> None:
-        device_clock = self._device_clock
-        if device_clock is None:
+        if self.watches is not None:
+            self.watches.end_first_steps()
+        if sequence > 0:
             return
-        if device_clock.is_sampled(sequence) and sequence > 0:
-            device_clock.end(sequence)
-            self.session.recorder.expect(sequence)
-        if device_clock.is_sampled(sequence + 1):
-            device_clock.begin(OTHER)
+        self.session.record.config.update(state_facts(self.optimizers))
+        if self._memory is not None:
+            with self.session.guarded("memory of the states"):
+                self._memory.record_states(self.optimizers)
 
     def live(self) -> Live | None:
         """MFU and throughput of this rank since the last call; None where no step was finished in between."""
@@ -343,6 +326,9 @@ class StepProfiler(PlainLoop):
     ) -> None:
         session = self.session
         self._detection = Detection()  # once, whatever happens
+        if not self._detects:
+            self._tokens = self._detection.token_counter(self._tokens_fn)
+            return
         self._detection = detect_workload(
             module,
             batch,
@@ -357,13 +343,21 @@ class StepProfiler(PlainLoop):
         )
         self._given_flops = self._detection.given_flops
         self._tokens = self._detection.token_counter(self._tokens_fn)
-        record = session.record
-        record.flops = self._detection.flops
-        record.model.update(self._detection.model)
-        record.hardware.update(self._detection.hardware)
+        self._detection.put_into(session.record)
         for warning in self._detection.warnings:
             session.warn(warning["code"], warning["message"])
         session.write_record()
+
+    def _read_facts(self, module: torch.nn.Module | None) -> None:
+        """Read the loop's settings, where no framework's adapter has."""
+        session = self.session
+        if session.record.framework == "pytorch":
+            device = session.device
+            session.record.config.update(
+                {"accumulate": self._accumulate}
+                | loop_facts(module, self.optimizers, self._loader, device.type, device.index or 0)
+            )
+            session.record.parallel.update(parallel_facts(module))
 
     def _disable_tokens(self, error: Exception) -> None:
         self._tokens = None
@@ -374,28 +368,15 @@ class StepProfiler(PlainLoop):
             return []
         return self._tokens.poll(wait=self._is_closing)  # training is over then, waiting holds nobody up
 
+    def _poll_watches(self) -> Late:
+        return self.watches.poll_late(is_closing=self._is_closing) if self.watches is not None else []
+
     def _each_second(self) -> list[Line]:
-        lines: list[Line] = []
-        if self._experts is not None:
-            lines += self._experts.poll()
-        if self._window is not None:
-            self._window.poll()
-        if self._device_clock is not None and self._device_clock.failure and self._session is not None:
-            message = f"device time is not measured any more ({self._device_clock.failure})"
-            self._session.warn("device_clock_disabled", message, aloud=False)
+        lines = self.watches.each_second() if self.watches is not None else []
         if self._tokens is not None and self._session is not None:
             for warning in self._tokens.new_warnings():
                 self._session.warn(warning["code"], warning["message"], aloud=False)
         return lines
-
-    @contextmanager
-    def _guarded(self, part: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if self._session is not None:
-                code = part.replace(" ", "_") + "_failed"
-                self._session.warn(code, f"{part} failed and is off ({type(error).__name__}: {error})")
 
     def _close_at_exit(self) -> None:
         # the interpreter leaves the last uncaught exception here before it runs exit handlers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns as now
 from typing import Any
 
@@ -37,7 +37,8 @@ _VISITS_PER_SAMPLE = 2
 
 STEP_COLUMNS = tuple(f"{name}_ns" for name in STEP_PHASES)
 
-LateColumns = Callable[[], list[tuple[int, dict[str, int]]]]
+Late = Sequence[tuple[int, Mapping[str, float]]]  # step sequence, column → value
+LateColumns = Callable[[], Late]
 
 
 class Recorder:
@@ -62,6 +63,7 @@ class Recorder:
         each_second: Callable[[], list[Line]] | None = None,
         on_problem: Callable[[str], None] | None = None,
     ) -> None:
+        self.zero_columns: tuple[str, ...] = ()  # late columns whose absence means 0
         self._writer = writer
         self._clock = clock
         self._switch_ns = switch_ns
@@ -71,7 +73,7 @@ class Recorder:
         self._rows = np.empty((0, ROW), np.int64)  # finished steps that wait for late values
         self._visits = 0
         self._held = 0
-        self._arrived: dict[int, dict[str, int]] = {}
+        self._arrived: dict[int, dict[str, float]] = {}
         self._expected: deque[int] = deque()  # filled by the training thread
         self._outstanding: dict[int, int] = {}  # kept by the writer's: step sequence → values on their way
         self._lines: deque[Line] = deque()
@@ -149,8 +151,9 @@ class Recorder:
         self._failed = True
 
     def _take_steps(self, hold: bool) -> list[Line]:
-        self._take_late_values()
+        # rows first: what was kept for a step before it ended is then there to be taken
         rows, lost = self._clock.take_rows()
+        self._take_late_values()
         self._dropped += lost
         rows = np.concatenate((self._rows, rows))
         ready = self._ready_rows(rows) if hold else len(rows)
@@ -160,7 +163,7 @@ class Recorder:
         end = int(rows[-1, SEQUENCE]) + 1
         # half a step's tokens would be a wrong number: what has not all arrived is left out
         complete = {sequence: row for sequence, row in self._arrived.items() if sequence not in self._outstanding}
-        block = block_of(rows, self._switch_ns, complete)
+        block = block_of(rows, self._switch_ns, complete, self.zero_columns)
         self._add_to_sums(block)
         self._arrived = {sequence: row for sequence, row in self._arrived.items() if sequence >= end}
         self._outstanding = {sequence: n for sequence, n in self._outstanding.items() if sequence >= end}
@@ -207,13 +210,19 @@ class Recorder:
         return int(np.argmax(waiting))
 
 
-def block_of(rows: NDArray[np.int64], switch_ns: float, late: dict[int, dict[str, int]]) -> Steps:
+def block_of(
+    rows: NDArray[np.int64],
+    switch_ns: float,
+    late: Mapping[int, Mapping[str, float]],
+    zero_columns: Sequence[str] = (),
+) -> Steps:
     """Rows as a column block: only phases that occurred, counters null where they are not known.
 
     Args:
         rows: (n, ROW) finished steps.
         switch_ns: nanoseconds a phase switch costs; moved from `other` to `effprof`, so that the sum stays.
         late: step sequence → column → value that arrived after the step, device columns and device counts.
+        zero_columns: late columns that are there for every step, 0 where nothing arrived.
     """
     rows = rows.copy()
     other, own = PHASE_COLUMNS["other_ns"], PHASE_COLUMNS["effprof_ns"]
@@ -235,8 +244,9 @@ def block_of(rows: NDArray[np.int64], switch_ns: float, late: dict[int, dict[str
                 value if is_known else None for value, is_known in zip(rows[:, slot].tolist(), known, strict=True)
             ]
     sequences = rows[:, SEQUENCE].tolist()
-    for name in dict.fromkeys(name for sequence in sequences for name in late.get(sequence, ())):
-        arrived = [late.get(sequence, {}).get(name) for sequence in sequences]
+    for name in dict.fromkeys([*zero_columns, *(name for sequence in sequences for name in late.get(sequence, ()))]):
+        absent = 0 if name in zero_columns else None
+        arrived = [late.get(sequence, {}).get(name, absent) for sequence in sequences]
         present = columns.get(name, [None] * len(arrived))
         columns[name] = [new if old is None else old for old, new in zip(present, arrived, strict=True)]
     return Steps(n=len(rows), columns=columns)

@@ -8,7 +8,8 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter_ns as now
@@ -145,6 +146,14 @@ class Session:
         self.recorder.add(Event(name="warning", monotonic_ns=now(), message=message, data={"code": code}))
         if aloud and self.placement.rank == 0:
             warnings.warn(f"effprof: {message}", stacklevel=3)
+
+    @contextmanager
+    def guarded(self, part: str) -> Iterator[None]:
+        """What fails inside is off and said so, and never reaches the training."""
+        try:
+            yield
+        except Exception as error:
+            self.warn(f"{part.replace(' ', '_')}_failed", f"{part} failed and is off ({type(error).__name__}: {error})")
 
     def close(self, status: str, reason: str = "") -> None:
         """Write what is left and the closing line. Later calls do nothing."""

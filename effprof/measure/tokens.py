@@ -35,6 +35,7 @@ BUDGET_SHARE = 0.001
 _WEIGHED_BATCHES = 32
 _MAX_EVERY_N = 64
 _MAX_FAILURES = 3
+_MAX_SHAPES = 1024
 # Batches looked at for mistakes (padding without a mask, restarts that a mask overrules): the first ones, then a few.
 _INSPECT_FIRST = 8
 _INSPECT_EVERY = 64
@@ -89,6 +90,7 @@ class TokenCounter:
         self.rules = Rules(window, causal, ignore_index, pad_id, encoder_decoder)
         self.every_n = max(1, every_n)
         self.reason = ""
+        self.input_shapes: set[Any] = set()  # of the batches' main tensors, as long as there are not very many
         self._tokens_fn = tokens_fn
         self._layout: Layout | None = None
         self._shapes: dict[Shape, Counts] = {}
@@ -153,11 +155,13 @@ class TokenCounter:
         return [{"code": code, "message": message} for code, message in fresh]
 
     def _fields(self, batch: Any) -> Fields:
-        if self._layout is not None:
-            fields = self._layout.fetch(batch)
-            if fields is not None:
-                return fields
-        fields, self._layout = find_fields(batch)
+        fields = self._layout.fetch(batch) if self._layout is not None else None
+        if fields is None:
+            fields, self._layout = find_fields(batch)
+        for main in fields.values():
+            if len(self.input_shapes) < _MAX_SHAPES:
+                self.input_shapes.add(main.shape)
+            break
         return fields
 
     def _count_on_host(self, batch: Any, fields: Fields) -> Counts:

@@ -54,7 +54,7 @@ GROUPS = (
         ("dataset_samples", INT, "length of a map-style dataset"),
         ("loader", TEXT, "class of the loader"),
         ("host_cpus", INT, "processors this process may run on"),
-        ("input_shapes", INT, "distinct shapes of micro-batches seen by the end of the run"),
+        ("input_shapes", INT, "distinct shapes of micro-batches seen by the end of the run, counted up to 1,024"),
     ),
     _group(
         "config",
@@ -291,13 +291,13 @@ _INTRO = """# What run.json holds of a run's settings
 
 Made by `python -m effprof.runlog.settings`; a test compares the two. Rank 0 writes them: settings as the training
 begins, what needs a batch or a first step a little later, what was seen while training as it ends. Each is read on its
-own: **one that is absent could not be read off, and never means "off" or 0.** An analysis carries `config`, `parallel` and
-`software` on unchanged as `run.config`, `run.parallel`, `run.software`. Other keys may be there too; unknown ones are
-passed over.
+own: **one that is absent could not be read off, and never means "off" or 0.** An analysis carries `config`,
+`parallel` and `software` on unchanged as `run.config`, `run.parallel`, `run.software`. Other keys may be there too;
+unknown ones are passed over.
 
 Per step, beside the phases and counters of [schema.md](schema.md), the log carries `loss` (the loss that the optimizer
 saw, null where it was not finite) and `gc_ns` (nanoseconds that Python's garbage collector stopped the process in the
-step, null where it did not run)."""
+step)."""
 
 
 def render() -> str:
