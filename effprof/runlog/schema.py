@@ -77,8 +77,9 @@ class Steps(msgspec.Struct, tag="steps", tag_field="type", kw_only=True):
     """A block of consecutive optimizer steps, one array per column, all of length `n`.
 
     Columns: `step` (the framework's optimizer-step index after the step), `end_ns`, `<phase>_ns` for `PHASES`
-    that occurred, `device_<phase>_ns` where device events were read, `micro_batches`, `COUNTERS`, and `profiled` = 1
-    for steps that a kernel window slowed.
+    that occurred, `device_<phase>_ns` where device events were read, `micro_batches`, `COUNTERS`, `loss` (what the
+    optimizer saw; null where it was not finite or did not arrive in time), `gc_ns` (Python's garbage collector, already
+    in the phases), and `profiled` = 1 for steps that a kernel window slowed.
     """
 
     n: int
@@ -206,7 +207,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     framework_version: str = ""
     created_s: float = 0.0
     command: list[str] = []
-    config: dict[str, Any] = {}  # precision, accumulate, micro_batch, optimizer, compile, ... as detected
+    config: dict[str, Any] = {}  # precision, accumulate, micro_batch, ...: see `effprof.runlog.settings`, docs/facts.md
     model: dict[str, Any] = {}  # name, class, parameters_total, parameters_trainable, parameters_active, architecture
     flops: FlopsRecord = msgspec.field(default_factory=FlopsRecord)
     hardware: dict[str, Any] = {}  # name, vendor, memory_bytes, peak: {"flops_per_s", "dtype", "source", "parts"}, ...

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from effprof.callbacks.lightning_facts import placement_of
+from effprof.callbacks import EfficiencyCallback
+from effprof.callbacks.lightning_facts import layout, placement_of
 from effprof.measure.placement import placement_from_environment
+from effprof.runlog.reader import open_run
+from effprof.runlog.settings import names
+from tests.support.tiny_lightning import Tiny, token_loader, trainer
 
 
 class Mesh:
@@ -95,3 +101,73 @@ def test_a_single_device_is_all_there_is() -> None:
 def test_launchers_tell_a_process_where_it_stands(environment: dict[str, str], expected: tuple[int, ...]) -> None:
     found = placement_from_environment(environment)
     assert (found.rank, found.local_rank, found.node, found.nodes, found.world_size) == expected
+
+
+class Scripted(Tiny):
+    """Returns a loss that is known beforehand."""
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss = super().training_step(batch, index)
+        return loss * 0 + self.global_step + index % 2
+
+
+def test_a_fit_records_its_settings_and_what_it_saw(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=3, save_top_k=-1)
+    fit = trainer(
+        tmp_path,
+        [EfficiencyCallback(run_dir=path, telemetry=False, peak_tflops=0.1), checkpoint],
+        max_steps=6,
+        accumulate_grad_batches=2,
+        precision="bf16-mixed",
+        enable_checkpointing=True,
+        gradient_clip_val=0.5,
+        val_check_interval=4,
+        limit_val_batches=1,
+    )
+    fit.fit(Scripted(), token_loader(12), token_loader(2))
+    run = open_run(str(path))
+    config, parallel = run.record.config, run.record.parallel
+    assert config.keys() <= names("config")
+    assert parallel.keys() <= names("parallel")
+    assert run.record.hardware.keys() <= names("hardware")
+    expected = {
+        "precision": "bf16-mixed",
+        "autocast_dtype": "bf16",
+        "precision_plugin": "MixedPrecision",
+        "accumulate": 2,
+        "gradient_clip_val": 0.5,
+        "val_check_interval": 4,
+        "val_batches": 1,
+        "train_batches": 12,
+        "micro_batch": 4,
+        "optimizers": ["AdamW"],
+        "optimizer_fused": None,
+        "optimizer_state_dtypes": {"fp32": 1.0},
+        "async_checkpoint": False,
+        "profiler": "none",
+        "detect_anomaly": False,
+        "automatic_optimization": True,
+        "losses_recorded": 6,
+        "input_shapes": 1,
+    }
+    assert {name: config.get(name) for name in expected} == expected
+    assert config["checkpoints"][0]["every_n_train_steps"] == 3
+    assert config["callbacks"] == ["ModelCheckpoint"]
+    assert (parallel["kind"], parallel["nodes"], parallel["devices_per_node"]) == ("single", 1, 1)
+    # two micro-batches of each step: their own step's number, one of them + 1, and Lightning's mean over both
+    assert run.attempts[0].ranks[0].columns["loss"].tolist() == [step + 0.5 for step in range(6)]
+    assert run.attempts[0].ranks[0].columns["gc_ns"].min() >= 0
+
+
+def test_layout_of_model_parallel_and_deepspeed_strategies() -> None:
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=4)
+    strategy._device_mesh = SimpleNamespace(mesh_dim_names=("data_parallel", "tensor_parallel"), mesh=torch.zeros(2, 4))
+    found = layout(SimpleNamespace(strategy=strategy, num_nodes=1, num_devices=8))
+    assert (found["tensor"], found["mesh"]) == (4, {"data_parallel": 2, "tensor_parallel": 4})
+    assert (found["strategy"], found["devices_per_node"]) == ("ModelParallelStrategy", 8)
+    assert "zero_stage" not in found
+    # DeepSpeed itself is not needed to read the mapping that its strategy keeps
+    deepspeed = SimpleNamespace(config={"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}})
+    found = layout(SimpleNamespace(strategy=deepspeed, num_nodes=2, num_devices=8))
+    assert (found["zero_stage"], found["offload_optimizer"], found["offload_parameters"]) == (3, "cpu", "none")

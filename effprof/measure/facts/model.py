@@ -107,7 +107,9 @@ def _checkpointing_policy(module: torch.nn.Module) -> str | None:
 
 
 def _has_checkpointing_switch(module: torch.nn.Module) -> bool:
-    return any(hasattr(type(part), "gradient_checkpointing_enable") for part in module.modules())
+    # transformers 5.24 calls it by the second name
+    switches = ("gradient_checkpointing_enable", "activation_checkpointing_enable")
+    return any(hasattr(type(part), name) for part in module.modules() for name in switches)
 
 
 # Sizes.
