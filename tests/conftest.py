@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ from effprof.runlog.schema import (
 START_S = 1_760_000_000.0  # 2025-10-09T08:53:20Z
 ORIGIN_NS = 5_000_000_000_000  # the host's monotonic clock at START_S
 H100 = {"type": "cuda", "index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_520_809_984}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ceilings_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests and the processes they start keep measured ceilings to themselves, and measure each once."""
+    os.environ["EFFPROF_CEILINGS"] = str(tmp_path_factory.mktemp("ceilings") / "ceilings.json")
 
 
 class HandMadeRun:

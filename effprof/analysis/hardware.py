@@ -29,8 +29,14 @@ def describe_hardware(run: Run) -> Hardware:
         interconnect_bytes_per_s=_number(facts.get("interconnect_bytes_per_s"))
         or (row.interconnect_bytes_per_s / chips if row and row.interconnect_bytes_per_s else None),
         peak_parts=dict((facts.get("peak") or {}).get("parts") or {}),
+        ceilings={str(dtype): rate for dtype, each in _ceilings(facts).items() if (rate := _number(each))},
         telemetry=[figures for number, logs in sorted(nodes.items()) for figures in _summarise(number, logs)],
     )
+
+
+def _ceilings(facts: dict[str, Any]) -> dict[str, Any]:
+    found = facts.get("ceilings")
+    return found if isinstance(found, dict) else {}
 
 
 def _catalogue_row(device: dict[str, Any]) -> Accelerator | None:

@@ -243,6 +243,7 @@ class Hardware(msgspec.Struct, kw_only=True):
     memory_bandwidth_bytes_per_s: Annotated[float | None, _says("of one device")] = None
     interconnect_bytes_per_s: Annotated[float | None, _says("of one device")] = None
     peak_parts: Annotated[dict[str, Any], _says("dtype: its share of the FLOPs and its peak")] = {}
+    ceilings: Annotated[dict[str, float], _says("dtype: FLOP/s of the best matrix product measured here")] = {}
     telemetry: list[TelemetryFigures] = []
 
 

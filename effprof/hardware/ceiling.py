@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from effprof.errors import EffprofError
+from effprof.hardware import ceiling_cache
+from effprof.hardware.identity import DeviceIdentity, identify
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +33,11 @@ GEMM_SHAPES = (
 GEMM_DTYPES = ("fp32", "tf32", "bf16", "fp16", "fp8", "fp64")
 # Seconds a search may take. Long enough for the clocks of a GPU to settle, short enough for a training's first step.
 CPU_BUDGET_S, DEVICE_BUDGET_S = 1.6, 3.0
+# What the dtype beside a training's own may cost its first step, where it is not known yet.
+ALTERNATIVE_BUDGET_S = 0.8
+ALTERNATIVES = ("fp32", "bf16")
+# A machine of which others used more than this share while a search ran was not quiet.
+_QUIET_SHARE = 0.1
 # Timings of one shape that differ by more than this were disturbed, by other processes most likely: measure on.
 _QUIET_SPREAD = 0.15
 _CPU_COPY_BYTES, _DEVICE_COPY_BYTES = 256 << 20, 1 << 30
@@ -45,6 +54,12 @@ class Ceiling:
     """The best rate found, with what it was found on. One of `flops_per_s` and `bytes_per_s` is set.
 
     A copy's bytes count both the read and the write. At least `repeats` timings per shape, the fastest one counts.
+
+    Attributes:
+        seconds: what measuring took; 0 for one that was kept from earlier.
+        measured_s: Unix time of the measurement.
+        is_cached: whether it was kept from earlier on this machine.
+        is_provisional: measured beside other work, or in less time than a search takes.
     """
 
     device: str
@@ -56,11 +71,17 @@ class Ceiling:
     seconds: float
     flops_per_s: float | None = None
     bytes_per_s: float | None = None
+    measured_s: float = 0.0
+    is_cached: bool = False
+    is_provisional: bool = False
 
 
-def measure_gemm(device: str, dtype: str, *, repeats: int = 5, budget_s: float | None = None) -> Ceiling:
-    """Measure the best dense matrix product of a short search, best of `repeats`; cached per device, dtype, threads.
+def measure_gemm(
+    device: str, dtype: str, *, repeats: int = 5, budget_s: float | None = None, refresh: bool = False
+) -> Ceiling:
+    """The best dense matrix product of a short search, best of `repeats`; kept per device, dtype, threads and torch.
 
+    Measured once on a machine (see `effprof.hardware.ceiling_cache`), and again for as long as it was never quiet.
     Touches no random state and no tensor of the caller's, so a training goes on bit-identically.
 
     Args:
@@ -68,6 +89,7 @@ def measure_gemm(device: str, dtype: str, *, repeats: int = 5, budget_s: float |
         dtype: "fp32", "tf32", "bf16", "fp16", "fp64" or "fp8".
         repeats: timings per shape, at least.
         budget_s: seconds the search may take; 1.6 on a CPU, 3 elsewhere.
+        refresh: measure although one is kept.
 
     Raises:
         EffprofError: the device cannot multiply this dtype.
@@ -76,9 +98,69 @@ def measure_gemm(device: str, dtype: str, *, repeats: int = 5, budget_s: float |
 
     threads = torch.get_num_threads()
     key = (device, dtype, threads if torch.device(device).type == "cpu" else 0)
-    if key not in _cache or _cache[key].repeats < repeats:
-        _cache[key] = _search_gemm(torch.device(device), dtype, repeats, budget_s)
+    if refresh or key not in _cache or _cache[key].repeats < repeats:
+        _cache[key] = _kept_or_measured(torch.device(device), dtype, key[2], repeats, budget_s, refresh)
     return _cache[key]
+
+
+def known_ceilings(device: DeviceIdentity) -> dict[str, float]:
+    """dtype → FLOP/s of the best matrix product known of a device; a CPU's missing alternatives are measured, briefly.
+
+    So that what another precision would bring can be told from the ratio.
+    """
+    import torch
+
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    found = {each.dtype: each.flops_per_s for each in ceiling_cache.load(device) if each.threads == threads}
+    measured = {key[1]: each for key, each in _cache.items() if key[0] == device.type and key[2] == threads}
+    found |= {dtype: each.flops_per_s for dtype, each in measured.items() if each.flops_per_s}
+    for dtype in ALTERNATIVES if device.type == "cpu" else ():
+        if dtype not in found:
+            with contextlib.suppress(EffprofError):
+                found[dtype] = measure_gemm("cpu", dtype, budget_s=ALTERNATIVE_BUDGET_S).flops_per_s or 0.0
+    return found
+
+
+def _kept_or_measured(
+    device: torch.device, dtype: str, threads: int, repeats: int, budget_s: float | None, refresh: bool
+) -> Ceiling:
+    identity = identify(device.type, device.index or 0)
+    kept = ceiling_cache.find(identity, dtype, threads)
+    if kept is not None and not kept.is_provisional and not refresh and kept.repeats >= repeats:
+        return _from_kept(kept, device)
+    measured = _search_gemm(device, dtype, repeats, budget_s)
+    assert measured.flops_per_s is not None
+    entry = ceiling_cache.new_entry(
+        identity,
+        dtype,
+        threads,
+        flops_per_s=measured.flops_per_s,
+        shape=measured.shape,
+        layout=measured.layout,
+        repeats=repeats,
+        measured_s=measured.measured_s,
+        is_provisional=measured.is_provisional,
+    )
+    replaces = refresh and not measured.is_provisional
+    best = ceiling_cache.better(entry, None if replaces else kept)
+    ceiling_cache.keep(best)
+    return measured if best is entry else _from_kept(best, device)
+
+
+def _from_kept(kept: ceiling_cache.KeptCeiling, device: torch.device) -> Ceiling:
+    return Ceiling(
+        device=str(device),
+        dtype=kept.dtype,
+        shape=kept.shape,
+        layout=kept.layout,
+        threads=kept.threads,
+        repeats=kept.repeats,
+        seconds=0.0,
+        flops_per_s=kept.flops_per_s,
+        measured_s=kept.measured_s,
+        is_cached=True,
+        is_provisional=kept.is_provisional,
+    )
 
 
 def measure_copy(device: str, *, repeats: int = 5) -> Ceiling:
@@ -111,8 +193,10 @@ def _search_gemm(device: torch.device, dtype: str, repeats: int, budget_s: float
     import torch
 
     begin = time.perf_counter()
-    deadline = begin + (budget_s or (CPU_BUDGET_S if device.type == "cpu" else DEVICE_BUDGET_S))
+    usual_s = CPU_BUDGET_S if device.type == "cpu" else DEVICE_BUDGET_S
+    deadline = begin + (budget_s or usual_s)
     found = _Best()
+    others = _OtherWork()
     with _quiet(device), _tf32(device, dtype == "tf32"):
         # a disturbed search goes over the shapes again for as long as there is time: a rate that was too low once
         # would show a later, undisturbed training above its ceiling
@@ -130,7 +214,29 @@ def _search_gemm(device: torch.device, dtype: str, repeats: int, budget_s: float
         repeats=repeats,
         seconds=time.perf_counter() - begin,
         flops_per_s=found.rate,
+        measured_s=time.time(),
+        is_provisional=found.disturbed or (budget_s or usual_s) < usual_s or others.share() > _QUIET_SHARE,
     )
+
+
+class _OtherWork:
+    """How much of the machine's processors is used by other processes, from its construction on."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def share(self) -> float:
+        """0 … 1, of all processors' time."""
+        total, idle, own = (after - before for after, before in zip(self._read(), self._before, strict=True))
+        return max(0.0, (total - idle - own) / total) if total > 0 else 0.0
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        own = psutil.Process().cpu_times()
+        # a guest's time is in user and nice already
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        return total, times.idle + getattr(times, "iowait", 0.0), own.user + own.system
 
 
 @dataclass

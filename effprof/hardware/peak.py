@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -43,6 +44,7 @@ class Peak:
     source: str
     kind: Literal["datasheet", "given", "measured_ceiling"]
     parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    is_cached: bool = False  # a ceiling kept from an earlier measurement on this machine
 
 
 def resolve_peak(
@@ -128,8 +130,10 @@ def _measured(shares: Mapping[str, float]) -> Peak:
     parts = {dtype: {"share": share, "flops_per_s": _rate(ceilings[dtype])} for dtype, share in shares.items()}
     first = next(iter(ceilings.values()))
     shape = "x".join(str(size) for size in first.shape)
-    source = f"measured here: best of {first.repeats} GEMMs, {first.threads} threads, {shape}"
-    return Peak(harmonic_mean(parts), _label(shares), source, "measured_ceiling", parts)
+    when = f" on {time.strftime('%Y-%m-%d', time.gmtime(first.measured_s))}" if first.is_cached else ""
+    source = f"measured here{when}: best of {first.repeats} GEMMs, {first.threads} threads, {shape}"
+    is_cached = any(each.is_cached for each in ceilings.values())
+    return Peak(harmonic_mean(parts), _label(shares), source, "measured_ceiling", parts, is_cached)
 
 
 def _rate(ceiling: Ceiling) -> float:

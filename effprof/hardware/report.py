@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from effprof.errors import EffprofError
 from effprof.hardware.catalog import PEAK_HINT, Accelerator, lookup
 from effprof.hardware.ceiling import GEMM_DTYPES, measure_copy, measure_gemm
+from effprof.hardware.ceiling_cache import cache_path, load
 from effprof.hardware.identity import DeviceIdentity
 from effprof.hardware.machine import Machine, find_machine, identify_host
 
@@ -80,7 +82,7 @@ def measure_into(report: dict[str, Any], device: str, dtypes: Sequence[str]) -> 
     gemms: dict[str, Any] = {}
     for dtype in dtypes:
         try:
-            ceiling = measure_gemm(device, dtype)
+            ceiling = measure_gemm(device, dtype, refresh=True)
         except EffprofError as error:
             gemms[dtype] = None
             report["warnings"].append(_warning("not_measured", f"{error.message}: {error.hint}".rstrip(": ")))
@@ -88,7 +90,7 @@ def measure_into(report: dict[str, Any], device: str, dtypes: Sequence[str]) -> 
         gemms[dtype] = {"tflops": (ceiling.flops_per_s or 0.0) / 1e12} | {
             key: value
             for key, value in asdict(ceiling).items()
-            if key in ("shape", "layout", "threads", "repeats", "seconds")
+            if key in ("shape", "layout", "threads", "repeats", "seconds", "is_cached", "is_provisional")
         }
     try:
         copy = measure_copy(device).bytes_per_s
@@ -127,16 +129,28 @@ def _describe_processor(host: DeviceIdentity, measures: bool) -> dict[str, Any]:
     report["devices"] = [host.as_dict()]
     report["kind"] = "measured_ceiling"
     if not measures:
-        report["peak_tflops"] = dict.fromkeys(CPU_DTYPES)
-        why = "a processor has no datasheet peak; its peak is the measured ceiling: run with --measure"
-        report["warnings"].append(_warning("not_measured", why))
-        return report
+        return _with_kept_ceilings(report, host)
     measure_into(report, "cpu", CPU_DTYPES)
     measured = report["measured"]
     report["peak_tflops"] = {dtype: found["tflops"] if found else None for dtype, found in measured["gemm"].items()}
     report["memory_bandwidth_bytes_per_s"] = measured["copy_bytes_per_s"]
     threads = next((found["threads"] for found in measured["gemm"].values() if found), None)
     report["sources"] = [f"measured here: best of 5 matrix products per shape and one copy, {threads} threads"]
+    return report
+
+
+def _with_kept_ceilings(report: dict[str, Any], host: DeviceIdentity) -> dict[str, Any]:
+    """Ceilings that were measured here earlier, under the number of threads that was measured last."""
+    kept = sorted(load(host), key=lambda each: each.measured_s)
+    threads = kept[-1].threads if kept else 0
+    rates = {each.dtype: each.flops_per_s / 1e12 for each in kept if each.threads == threads}
+    report["peak_tflops"] = {dtype: rates.get(dtype) for dtype in CPU_DTYPES}
+    if rates:
+        when = time.strftime("%Y-%m-%d", time.gmtime(kept[-1].measured_s))
+        report["sources"] = [f"measured here until {when}, {threads} threads, kept in {cache_path()}"]
+    if None in report["peak_tflops"].values():
+        why = "a processor has no datasheet peak; its peak is the measured ceiling: run with --measure"
+        report["warnings"].append(_warning("not_measured", why))
     return report
 
 

@@ -27,7 +27,7 @@ def _rates(report: dict[str, Any]) -> list[str]:
     rows = []
     for dtype in dict.fromkeys([*report["peak_tflops"], *measured]):
         peak, found = report["peak_tflops"].get(dtype), measured.get(dtype) or {}
-        rate = found.get("tflops")
+        rate = found.get("tflops") or (peak if is_ceiling else None)  # of a processor, one kept from earlier
         cells = {
             "dtype": dtype,
             "dense peak TFLOP/s": "" if peak is None else f"{peak:,.6g}",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from effprof.hardware.ceiling import fp32_products_run_in
+from effprof.hardware.ceiling import fp32_products_run_in, known_ceilings
 from effprof.hardware.identity import DeviceIdentity
 from effprof.hardware.peak import resolve_peak
 from effprof.measure.tokens import TokenCounter
@@ -80,6 +80,9 @@ def detect_workload(
         found.warnings.append({"code": "no_flops", "message": f"FLOPs not known: {found.flops.reason}"})
     if measures_peak:
         _resolve_peak(found, device, peak_tflops)
+        # a peak that was given needs no measurement, and gets none
+        if peak_tflops is None and (ceilings := known_ceilings(device)):
+            found.hardware["ceilings"] = ceilings
     return found
 
 
@@ -150,6 +153,7 @@ def _resolve_peak(found: Detection, device: DeviceIdentity, peak_tflops: float |
         "source": peak.source,
         "kind": peak.kind,
         "parts": peak.parts,
+        "is_cached": peak.is_cached,
     }
 
 

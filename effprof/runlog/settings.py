@@ -232,7 +232,7 @@ GROUPS = (
         ("vendor", TEXT, ""),
         ("type", TEXT, "torch's name: `cuda`, `cpu`, `xpu`, …"),
         ("peak", "object", "`flops_per_s`, `dtype`, `source`, `kind`, `parts` by dtype; `is_cached` of a ceiling"),
-        ("ceilings", "object of number", "dtype: FLOP/s that the best matrix product reached on this machine"),
+        ("ceilings", "object of number", "dtype: FLOP/s of the best matrix product measured on this device so far"),
     ),
 )
 

@@ -60,7 +60,8 @@ def test_refusals_say_what_to_do(capsys: pytest.CaptureFixture[str], arguments: 
         assert words in captured.err
 
 
-def test_this_machine_without_measuring_imports_no_torch() -> None:
+def test_this_machine_without_measuring_imports_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFFPROF_CEILINGS", "off")
     code = (
         "import sys; from effprof.cli.main import main; code = main(['device', '--json']);"
         "assert 'torch' not in sys.modules; sys.exit(code)"

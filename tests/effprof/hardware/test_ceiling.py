@@ -17,6 +17,7 @@ from effprof.hardware.ceiling import measure_copy, measure_gemm
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(ceiling, "_cache", {})
+    monkeypatch.setenv("EFFPROF_CEILINGS", "off")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
