@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from effprof.errors import EffprofError
-from effprof.runlog.columns import RANKS_IN_MEMORY, ColumnFile, Joiner, StepBlock, bad_time, length_of
+from effprof.runlog.columns import (
+    BULK_BYTES,
+    RANKS_IN_MEMORY,
+    BulkBlock,
+    ColumnFile,
+    Joiner,
+    StepBlock,
+    bad_time,
+    length_of,
+)
 from effprof.runlog.files import Files
 from effprof.runlog.layout import ATTEMPT, RUN_FILE, SEGMENT
 from effprof.runlog.schema import (
@@ -33,9 +43,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_decoder = msgspec.json.Decoder(
-    Header | StepBlock | Span | Memory | Experts | Kernels | Probe | Telemetry | Event | End
-)
+_Other = Header | Span | Memory | Experts | Kernels | Probe | Telemetry | Event | End
+_decoder = msgspec.json.Decoder(StepBlock | _Other)
+_bulk_decoder = msgspec.json.Decoder(BulkBlock | _Other)
 
 
 @dataclass
@@ -232,16 +242,19 @@ def check_schema(path: str, found: str, known: str) -> None:
 
 def read_segment(files: Files, path: str, problems: list[Problem]) -> SegmentLines:
     """Decode one log file. A torn last line and unknown line types are counted; a header must be whole."""
-    raw = files.read(path)
-    first, newline, rest = raw.partition(b"\n")
-    segment = SegmentLines(_read_header(path, first, bool(newline)), Joiner(path))
+    lines = io.BytesIO(files.read(path))  # shares the bytes and copies a line at a time
+    first = lines.readline()
+    segment = SegmentLines(_read_header(path, first.rstrip(b"\n"), first.endswith(b"\n")), Joiner(path))
     unknown = 0
-    *lines, tail = rest.split(b"\n")
     for number, text in enumerate(lines, start=2):
         if not text.strip():
             continue
+        if not text.endswith(b"\n"):
+            segment.torn = True
+            segment.skipped += 1
+            break
         try:
-            line = _decoder.decode(text)
+            line = _decode(text)
         except msgspec.DecodeError:
             _refuse_non_finite(path, number, text)
             segment.skipped += 1
@@ -249,11 +262,10 @@ def read_segment(files: Files, path: str, problems: list[Problem]) -> SegmentLin
             continue
         if isinstance(line, StepBlock):
             segment.steps.add(line)
+        elif isinstance(line, _Arrays):
+            segment.steps.add_arrays(line.n, line.columns)
         else:
             segment.lines.append(line)
-    if tail.strip():
-        segment.torn = True
-        segment.skipped += 1
     broken = segment.skipped - unknown - segment.torn
     if unknown:
         problems.append(Problem("unknown_lines", f"{path}: {unknown} lines of a type this version does not know"))
@@ -262,6 +274,20 @@ def read_segment(files: Files, path: str, problems: list[Problem]) -> SegmentLin
     if segment.torn:
         problems.append(Problem("torn_line", f"{path}: the last line is cut off (the writer was stopped in it)"))
     return segment
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    n: int
+    columns: dict[str, NDArray[np.float64]]
+
+
+def _decode(text: bytes) -> Any:
+    """A line's struct; of a large block of steps its arrays."""
+    if len(text) < BULK_BYTES:
+        return _decoder.decode(text)
+    line = _bulk_decoder.decode(text)
+    return _Arrays(line.n, line.arrays()) if isinstance(line, BulkBlock) else line
 
 
 def _read_header(path: str, text: bytes, is_whole: bool) -> Header:

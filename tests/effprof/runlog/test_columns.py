@@ -14,7 +14,7 @@ import pytest
 from effprof.analysis.analyze import analyze
 from effprof.errors import EffprofError
 from effprof.runlog import reader
-from effprof.runlog.columns import ColumnFile, FiledColumns, Joiner, StepBlock
+from effprof.runlog.columns import BulkBlock, ColumnFile, FiledColumns, Joiner, StepBlock
 from effprof.runlog.reader import open_run
 
 
@@ -42,6 +42,37 @@ def test_blocks_of_any_size_and_columns_join_in_order() -> None:
 def test_a_short_column_is_refused() -> None:
     with pytest.raises(EffprofError, match="tokens is shorter"):
         Joiner("log").add(block(0, 3, tokens=[1.0]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "[5000000000001,5000000000002,7]",
+        "[0,-3,12]",
+        "[1,null,2.5]",
+        "[9007199254740993,4611686018427387904,9223372036854775808]",  # rounded, and beyond numpy's integers
+        "[123456789012345678901234567890,1,2]",
+        "[ 1, 2,3 ]",
+        "[1e3,2E-2,-0.5]",
+    ],
+)
+def test_columns_of_large_blocks_hold_the_numbers_that_small_ones_hold(values: str) -> None:
+    line = b'{"type":"steps","n":3,"columns":{"tokens":%s}}' % values.encode()
+    bulk = msgspec.json.decode(line, type=BulkBlock).arrays()["tokens"]
+    small = np.array(msgspec.json.decode(line, type=StepBlock).columns["tokens"], np.float64)
+    assert bulk.tobytes() == small.tobytes()
+
+
+@pytest.mark.parametrize("values", ["[1,2-3]", "[--1]", "[01]", '["1"]', "[[1]]", "[NaN]", "[1,]", "12", "[true]"])
+def test_columns_of_large_blocks_refuse_what_is_no_number(values: str) -> None:
+    line = b'{"type":"steps","n":1,"columns":{"tokens":%s}}' % values.encode()
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(line, type=BulkBlock).arrays()
+
+
+def test_a_short_column_of_a_large_block_is_refused() -> None:
+    with pytest.raises(EffprofError, match="tokens is shorter"):
+        Joiner("log").add_arrays(3, {"tokens": np.zeros(2)})
 
 
 def test_columns_in_a_file_read_back_and_leave_nothing_behind() -> None:
