@@ -10,8 +10,9 @@ from effprof.analysis.timeline_model import TimelineEvent
 from effprof.reports import facts
 from effprof.reports.html_charts import Charts, steady_top
 from effprof.reports.html_elements import folded, scrolling, section, strip, table, text
+from effprof.reports.html_findings import findings
 from effprof.reports.html_hardware import kernels, memory, telemetry
-from effprof.reports.html_words import details, findings, warnings
+from effprof.reports.html_words import details, warnings
 from effprof.reports.text import clean, duration, flops, percent, plural, significant
 
 ACCOUNT_COLORS = {

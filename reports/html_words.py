@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from effprof.analysis.model import Analysis, Finding
+from effprof.analysis.model import Analysis
 from effprof.reports import facts
 from effprof.reports.html_charts import Charts
-from effprof.reports.html_elements import folded, pairs, section, text
+from effprof.reports.html_elements import pairs, section, text
 from effprof.reports.text import clean, duration, flops, gibibytes, half_width, percent, plural, rate, significant
 
 
@@ -109,37 +109,6 @@ def _memory_figure(analysis: Analysis) -> str:
     total = memory.device_total_bytes
     note = f"peak on the fullest device, of {gibibytes(total)} ({percent(used / total)})" if total else "peak"
     return _figure("Device memory", gibibytes(used), note)
-
-
-def findings(charts: Charts) -> str:
-    """What would change the figures."""
-    found = charts.analysis.findings
-    if not found:
-        return section("findings", "Findings", "", '<p class="empty">No findings are attached to this analysis.</p>')
-    return section(
-        "findings", "Findings", "Gains are bounded by what this run measured.", "".join(map(_finding, found))
-    )
-
-
-def _finding(found: Finding) -> str:
-    gain = found.gain
-    evidence = "; ".join(
-        f"{one.metric} {'–' if one.value is None else significant(one.value)} {one.unit}".strip()
-        for one in found.evidence
-    )
-    knobs = "".join(
-        f"<h4>{text(name)}</h4><pre><code>{text(snippet, 2000)}</code></pre>" for name, snippet in found.knobs.items()
-    )
-    state = "verified" if found.verified else "predicted"
-    entries = [
-        ("gain", f"+{percent(gain.likely, 0)} ({percent(gain.low, 0)} to {percent(gain.high, 0)}), {state}"),
-        ("evidence", evidence),
-        ("lever", found.lever),
-        ("risk", found.risk),
-        ("sources", " · ".join(found.sources)),
-    ]
-    how = folded("How", knobs) if knobs else ""
-    return f'<article class="finding"><h3>{text(found.title)}</h3>{pairs(entries)}{how}</article>'
 
 
 def warnings(charts: Charts) -> str:

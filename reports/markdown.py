@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
-from tabulate import tabulate
-
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts, kernels, memory, waterfall
+from effprof.reports import facts, findings_markdown, kernels, memory, waterfall
 from effprof.reports import side_by_side as compared
+from effprof.reports.markdown_elements import escape, table
 from effprof.reports.text import bar, clean, duration, percent
 
 EXTENSION = "md"
@@ -54,6 +50,8 @@ def render(analysis: Analysis) -> str:
         cells = [(label, percent(share), percent(left), evidence) for label, share, left, evidence in bars]
         parts += ["### From the peak down to MFU over the whole wall clock"]
         parts += [table(["lost to", "share", "left", "from"], cells)]
+    run = analysis.run
+    parts += findings_markdown.parts(analysis.findings, analysis.not_evaluated, framework=run.framework, path=run.path)
     windows = kernels.rank_rows(analysis, MAX_ROWS)
     if windows:
         parts += ["### Kernel window", table(list(kernels.RANK_HEADERS), windows)]
@@ -104,14 +102,3 @@ def render_comparison(comparison: Comparison) -> str:
         parts += ["### Share of the wall clock", table(["", *names], shares)]
     parts.append("\n".join(f"- {escape(clean(warning.message))}" for warning in comparison.warnings))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown and the HTML made of it show as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", text)
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table whose cells are shown as they are."""
-    cells = [[escape(cell.replace("\n", ", ")) for cell in row] for row in rows]
-    return tabulate(cells, headers=[escape(head) for head in headers], tablefmt="pipe", disable_numparse=True)

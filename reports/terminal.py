@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from effprof.analysis.compare import Comparison
 from effprof.analysis.model import Analysis
-from effprof.reports import facts, kernels, memory, waterfall
+from effprof.reports import facts, findings_text, kernels, memory, waterfall
 from effprof.reports import side_by_side as compared
 from effprof.reports.text import WIDTH, bar, clean, duration, percent, plural, wrap
 
@@ -25,6 +25,9 @@ def render(analysis: Analysis) -> str:
         _efficiency(analysis),
         _account(analysis),
         _waterfall(analysis),
+        findings_text.lines(
+            analysis.findings, analysis.not_evaluated, framework=analysis.run.framework, path=analysis.run.path
+        ),
         _kernels(analysis),
         _memory(analysis),
         _experts(analysis),

@@ -34,6 +34,7 @@ H100 = {"type": "cuda", "index": 0, "name": "NVIDIA H100 80GB HBM3", "memory_byt
 def _ceilings_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests and the processes they start keep measured ceilings to themselves, and measure each once."""
     os.environ["EFFPROF_CEILINGS"] = str(tmp_path_factory.mktemp("ceilings") / "ceilings.json")
+    os.environ["EFFPROF_CALIBRATION"] = "off"  # what trials taught this machine is no business of a test
 
 
 class HandMadeRun:

@@ -14,6 +14,7 @@ from effprof.analysis.model import Analysis, Finding, NotEvaluated
 SCHEMA = "effprof.recommend/1"
 # How much of a likely gain a risk leaves when findings are put in order.
 RISK_WEIGHTS = {"low": 1.0, "medium": 0.7, "high": 0.4}
+REPORT = "please report it"
 ORDER = "apply the first, then measure again before the next: gains do not add up"
 
 
@@ -47,6 +48,9 @@ def recommend(analysis: Analysis, calibration: Calibration | None = None) -> Rec
             found = rule.apply(analysis)
         except Missing as error:
             missing.append(NotEvaluated(rule=rule.id, missing=error.what, record=error.record))
+            continue
+        except Exception as error:  # one rule's defect, or a third party's, must not take the analysis away
+            missing.append(NotEvaluated(rule=rule.id, missing=f"its defect mended: {error!r}", record=REPORT))
             continue
         findings += found
         if not found:

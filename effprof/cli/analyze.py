@@ -28,30 +28,22 @@ def command(
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
     """Efficiency, time account, memory, expert load, ranks and warnings of one or several runs."""
-    from effprof.analysis.analyze import analyze
-    from effprof.analysis.kernel import analyze_traces, is_trace_path
-    from effprof.analysis.locate import locate_run
+    from effprof.cli.advice import check_peak, read
     from effprof.reports import choose
     from effprof.reports.emit import emit
-    from effprof.runlog.reader import open_run
 
-    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
-        raise EffprofError(f"--peak-tflops {peak_tflops}: not a peak", "give TFLOP/s of one device, such as 989.4")
+    check_peak(peak_tflops)
     report = choose(as_json=as_json, as_markdown=as_markdown)
     rendered, problems = [], []
     for given in runs:
         try:
-            if is_trace_path(given):
-                traced, complaint = analyze_traces(given)
-                rendered.append(report.render(traced))
-                problems += [complaint] if complaint else []
-                continue
-            path, note = locate_run(given)
-            if note:
-                typer.echo(f"effprof: {note}", err=True)
-            rendered.append(report.render(analyze(open_run(path), peak_tflops=peak_tflops)))
+            found = read(given, peak_tflops)
         except EffprofError as error:
             problems.append(error)
+            continue
+        found.analysis.timeline = None  # long, and only drawn: `effprof report` keeps it
+        rendered.append(report.render(found.analysis))
+        problems += [found.complaint] if found.complaint else []
     if rendered:
         emit(("" if as_json else "\n").join(rendered), output)
     for problem in problems[:-1]:

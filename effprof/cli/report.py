@@ -31,35 +31,19 @@ def command(
     ] = None,
 ) -> int:
     """One self-contained HTML file: efficiency, time account, steps over time, memory, experts, ranks, telemetry."""
-    from effprof.analysis.analyze import examine
-    from effprof.analysis.kernel import analyze_traces, is_trace_path
-    from effprof.analysis.locate import locate_run
-    from effprof.analysis.timeline import build_timeline
+    from effprof.cli.advice import check_peak, read
     from effprof.reports import html
     from effprof.reports.emit import emit
-    from effprof.runlog.reader import open_run
 
-    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
-        raise EffprofError(f"--peak-tflops {peak_tflops}: not a peak", "give TFLOP/s of one device, such as 989.4")
+    check_peak(peak_tflops)
     if output is not None and os.path.isfile(output) and not output.lower().endswith(HTML):
         raise EffprofError(f"{output}: exists and is no .html file", "give another name, such as report.html")
-    complaint = None
-    if is_trace_path(run):
-        path, (analysis, complaint) = run, analyze_traces(run)
-    else:
-        path, note = locate_run(run)
-        if note:
-            typer.echo(f"effprof: {note}", err=True)
-        record = open_run(path)
-        examined = examine(record, peak_tflops=peak_tflops)
-        analysis = examined.analysis
-        peak = analysis.efficiency.mfu.peak_flops_per_s
-        analysis.timeline = build_timeline(record, peak_flops_per_s=peak, steps=examined.steps)
-    target = output or _beside(path)
-    emit(html.render(analysis), target)
+    found = read(run, peak_tflops)
+    target = output or _beside(found.path)
+    emit(html.render(found.analysis), target)
     typer.echo(f"effprof: wrote {target}")
-    if complaint:
-        raise complaint
+    if found.complaint:
+        raise found.complaint
     return 0
 
 

@@ -274,7 +274,8 @@ def test_figures_are_those_of_the_analysis(full_analysis: Analysis) -> None:
     assert f"{100 * share.value:.1f} %" in source
     assert "convention exact, of 1.0 GFLOP/s dense bf16 per device (datasheet)" in source
     assert "Recompute only attention" in source
-    assert "+11 % (8 % to 13 %), predicted" in source
+    assert "+11 % (8 … 13)" in source
+    assert "predicted, not verified yet" in source
     charts = Page(source).charts
     assert charts["experts"]["cells"] == [[2.0, 1.0, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]]
     assert charts["ranks"]["rows"] == ["rank 0", "rank 1"]

@@ -1,0 +1,77 @@
+"""What `analyze`, `report` and `recommend` share: a path read as an analysis, and the rules' findings put into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import typer
+
+from effprof.advise.calibration import load_calibration
+from effprof.advise.recommend import Recommendations, recommend
+from effprof.analysis.analyze import Examined, examine
+from effprof.analysis.kernel import analyze_traces, is_trace_path
+from effprof.analysis.locate import locate_run
+from effprof.analysis.model import Analysis
+from effprof.analysis.timeline import build_timeline
+from effprof.errors import EffprofError
+from effprof.runlog.reader import Run, open_run
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a path held.
+
+    Attributes:
+        path: the run or trace that was taken.
+        analysis: with findings, with `not_evaluated` and with the timeline.
+        recommendations: the same findings as `effprof recommend` answers them.
+        complaint: what could not be read of a folder of traces.
+    """
+
+    path: str
+    analysis: Analysis
+    recommendations: Recommendations
+    complaint: EffprofError | None = None
+
+
+def check_peak(peak_tflops: float | None) -> None:
+    """Refuses what is no peak of a device.
+
+    Raises:
+        EffprofError: says so.
+    """
+    if peak_tflops is not None and not 0 < peak_tflops < float("inf"):
+        raise EffprofError(f"--peak-tflops {peak_tflops}: not a peak", "give TFLOP/s of one device, such as 989.4")
+
+
+def read(given: str, peak_tflops: float | None = None) -> Read:
+    """Analyse a run directory, a directory of runs (its newest), another trainer's log, or profiler traces.
+
+    Raises:
+        EffprofError: nothing there can be read.
+    """
+    if is_trace_path(given):
+        traced, complaint = analyze_traces(given)
+        return Read(given, traced, advise(traced), complaint)
+    path, note = locate_run(given)
+    if note:
+        typer.echo(f"effprof: {note}", err=True)
+    record = open_run(path)
+    analysis = with_timeline(record, examine(record, peak_tflops=peak_tflops))
+    return Read(path, analysis, advise(analysis))
+
+
+def with_timeline(record: Run, examined: Examined) -> Analysis:
+    """The analysis with the run over time, which some rules and the HTML report look at."""
+    analysis = examined.analysis
+    peak = analysis.efficiency.mfu.peak_flops_per_s
+    analysis.timeline = build_timeline(record, peak_flops_per_s=peak, steps=examined.steps)
+    return analysis
+
+
+def advise(analysis: Analysis) -> Recommendations:
+    """Put the findings of all rules, calibrated by earlier trials on this machine, into the analysis."""
+    found = recommend(analysis, load_calibration())
+    analysis.findings = found.findings
+    analysis.not_evaluated = found.not_evaluated
+    return found

@@ -1,0 +1,40 @@
+"""`effprof recommend`: what to change in a run, with evidence, a bounded gain, the knob and how to verify it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def command(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_DIR",
+            help="A run directory, a directory of runs (its newest is taken), a profiler trace or a folder of them.",
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON document (effprof.recommend/1).")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Markdown, for issues and wikis.")] = False,
+    peak_tflops: Annotated[
+        float | None,
+        typer.Option(metavar="TFLOPS", help="Dense peak of one device, where the record has none or another."),
+    ] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
+) -> int:
+    """Findings in the order in which to try them. Gains are predicted: `effprof verify` tries them here."""
+    from effprof.cli.advice import check_peak, read
+    from effprof.reports import choose, recommendations
+    from effprof.reports.emit import emit
+
+    check_peak(peak_tflops)
+    choose(as_json=as_json, as_markdown=as_markdown)
+    found = read(run, peak_tflops)
+    text = recommendations.render(
+        found.recommendations, found.analysis.run.framework, as_json=as_json, as_markdown=as_markdown
+    )
+    emit(text, output)
+    if found.complaint:
+        raise found.complaint
+    return 0
