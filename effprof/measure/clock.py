@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
+from operator import add
 from time import perf_counter_ns as now
 
 import numpy as np
@@ -51,6 +52,9 @@ PHASE_MASK = (1 << PHASE_BITS) - 1
 END_OF_STEP = PHASE_MASK
 
 Rows = NDArray[np.int64]
+_NO_ROWS: Rows = np.empty((0, ROW), np.int64)
+# Up to so many steps at once are added up without arrays.
+_FEW = 4
 # step, micro-batches, micro-batches counted, their counters, FLOPs given by the user
 _Step = tuple[int, int, int, "dict[str, int] | None", int]
 
@@ -84,11 +88,11 @@ class PhaseClock:
         self.micro_batches = 0  # done of the step that runs; counted up by whoever runs them
         # what `collect` has taken off the queues; more than one thread may ask for it
         self._lock = threading.Lock()
-        self._open = np.empty(0, np.int64)  # changes since the last collected step's end, that end included
+        self._open: list[int] = []  # changes since the last collected step's end, that end included
         self._collected = 0
-        self._ready: list[Rows] = []
+        self._ready: list[Rows | list[list[int]]] = []
         self._lost = 0
-        self._sums = np.zeros(len(COUNTERS))
+        self._sums: list[float] = [0] * len(COUNTERS)
         self._sums_known = -1
         self._sum_step_ns = 0
 
@@ -173,14 +177,14 @@ class PhaseClock:
             self._collect()
             ready, self._ready = self._ready, []
             lost, self._lost = self._lost, 0
-        return np.concatenate(ready) if ready else np.empty((0, ROW), np.int64), lost
+        return np.concatenate([np.asarray(part, np.int64) for part in ready]) if ready else _NO_ROWS, lost
 
     def take_sums(self) -> tuple[dict[str, float], int]:
         """Counters that every step since the last call knew, summed, and those steps' time in nanoseconds."""
         with self._lock:
             self._collect()
-            known, sums, step_ns = self._sums_known, self._sums.tolist(), self._sum_step_ns
-            self._sums, self._sums_known, self._sum_step_ns = np.zeros(len(COUNTERS)), -1, 0
+            known, sums, step_ns = self._sums_known, self._sums, self._sum_step_ns
+            self._sums, self._sums_known, self._sum_step_ns = [0] * len(COUNTERS), -1, 0
         if not step_ns:
             return {}, 0
         return {name: sums[slot] for name, slot in _COUNTER_SLOT.items() if known & COUNTER_BIT[name]}, step_ns
@@ -203,25 +207,21 @@ class PhaseClock:
         steps = [self._steps.popleft() for _ in range(len(self._steps))]
         # the last change stays: it tells the phase that the clock is in
         changes = [self._changes.popleft() for _ in range(len(self._changes) - 1)]
-        held = np.concatenate((self._open, np.array(changes, np.int64)))
+        held = self._open + changes
         if not steps:
             self._open = held
             return
-        changes_and_last = np.append(held, self._changes[0])
-        phases = changes_and_last & PHASE_MASK
-        ends = np.flatnonzero(phases == END_OF_STEP)
-        # the end that the first step began with is held too, but for the very first step
-        begins_with_end = self._collected > 0
-        bounds = ends[: len(steps) + 1] if begins_with_end else np.concatenate(([0], ends[: len(steps)]))
-        rows = _add_up(changes_and_last, np.where(phases == END_OF_STEP, OTHER, phases), bounds)
+        add_up = _add_up_few if len(steps) <= _FEW else _add_up
+        rows, open_from = add_up([*held, self._changes[0]], len(steps))
         _fill(rows, steps, self._collected)
         self._collected += len(steps)
         # the end of the last of them begins the next one; it may be the change that has stayed on the queue
-        self._open = held[bounds[-1] :]
+        self._open = held[open_from:]
         self._ready.append(rows)
-        self._sums += rows[:, _COUNTER_0:].sum(axis=0, dtype=np.float64)
-        self._sums_known &= int(np.bitwise_and.reduce(rows[:, KNOWN]))
-        self._sum_step_ns += int(rows[:, _PHASE_0 : _PHASE_0 + OTHER + 1].sum())
+        for row in rows if isinstance(rows, list) else [_total(rows)]:
+            self._sums = list(map(add, self._sums, row[_COUNTER_0:]))
+            self._sums_known &= int(row[KNOWN])
+            self._sum_step_ns += int(sum(row[_PHASE_0 : _PHASE_0 + OTHER + 1]))
 
     def _give_up(self) -> None:
         """The writer is stuck: forget the steps that wait, the phases before the last change, and say how many."""
@@ -231,13 +231,13 @@ class PhaseClock:
             self._steps.clear()
             while len(self._changes) > 1:
                 self._changes.popleft()
-            self._open = np.empty(0, np.int64)
+            self._open = []
 
     def _unfinished(self) -> list[tuple[int, int, int]]:
         """(phase, start_ns, end_ns) of the stretches since the last step's end that are over."""
         with self._lock:
             self._collect()
-            changes = [*self._open.tolist(), *self._changes]
+            changes = [*self._open, *self._changes]
         return [
             (
                 OTHER if begun & PHASE_MASK == END_OF_STEP else begun & PHASE_MASK,
@@ -254,21 +254,59 @@ def _phase_of(change: int) -> int:
     return OTHER if phase == END_OF_STEP else phase
 
 
-def _add_up(changes: Rows, phases: Rows, bounds: Rows) -> Rows:
-    """Rows of the steps that lie between the changes numbered `bounds` (n + 1), with nanoseconds per phase."""
-    steps = len(bounds) - 1
-    inside = slice(int(bounds[0]), int(bounds[-1]) + 1)
-    times = changes[inside] >> PHASE_BITS
-    row = np.searchsorted(bounds[1:], np.arange(bounds[0], bounds[-1]), side="right")
-    spent = np.bincount(row * len(PHASES) + phases[inside][:-1], weights=np.diff(times), minlength=steps * len(PHASES))
+def _add_up(held: list[int], steps: int) -> tuple[Rows, int]:
+    """(steps, ROW) rows with nanoseconds per phase, and the number of the change that ends the last of them.
+
+    The changes begin with the one that the first step began with and reach beyond the last step's end.
+    """
+    changes = np.array(held, np.int64)
+    phases = changes & PHASE_MASK
+    ends = np.flatnonzero(phases[1:] == END_OF_STEP)[:steps] + 1
+    bounds = np.concatenate(([0], ends))
+    last = int(ends[-1])
+    phases = np.where(phases == END_OF_STEP, OTHER, phases)[:last]
+    row = np.searchsorted(ends, np.arange(last), side="right")
+    spent = np.bincount(
+        row * len(PHASES) + phases,
+        weights=np.diff(changes[: last + 1] >> PHASE_BITS),
+        minlength=steps * len(PHASES),
+    )
     rows = np.zeros((steps, ROW), np.int64)
     rows[:, _PHASE_0:_COUNTER_0] = spent.reshape(steps, len(PHASES))
-    rows[:, END] = changes[bounds[1:]] >> PHASE_BITS
+    rows[:, END] = changes[ends] >> PHASE_BITS
     rows[:, SWITCHES] = np.diff(bounds)
-    return rows
+    return rows, last
 
 
-def _fill(rows: Rows, steps: list[_Step], first: int) -> None:
+def _add_up_few(held: list[int], steps: int) -> tuple[list[list[int]], int]:
+    """The same as lists. Arrays of a few dozen numbers cost more to make than to loop over."""
+    rows: list[list[int]] = []
+    row, switches = [0] * ROW, 0
+    phase, since = _phase_of(held[0]), held[0] >> PHASE_BITS
+    for number in range(1, len(held)):
+        change = held[number]
+        time = change >> PHASE_BITS
+        row[_PHASE_0 + phase] += time - since
+        since = time
+        switches += 1
+        phase = change & PHASE_MASK
+        if phase == END_OF_STEP:
+            row[END], row[SWITCHES] = time, switches
+            rows.append(row)
+            if len(rows) == steps:
+                return rows, number
+            row, switches, phase = [0] * ROW, 0, OTHER
+    raise ValueError(f"{len(rows)} ends of {steps} steps")
+
+
+def _total(rows: Rows) -> list[float]:
+    """Sum of the rows, with what all of them know. FLOPs of many steps do not fit into 64 bits."""
+    total: list[float] = rows.sum(axis=0, dtype=np.float64).tolist()
+    total[KNOWN] = int(np.bitwise_and.reduce(rows[:, KNOWN]))
+    return total
+
+
+def _fill(rows: Rows | list[list[int]], steps: list[_Step], first: int) -> None:
     """Put the steps' counts into their rows; `first` is the sequence number of the first one."""
     for number, (row, (step, micro_batches, counted, counts, given)) in enumerate(zip(rows, steps, strict=True)):
         row[STEP], row[MICRO_BATCHES], row[SEQUENCE] = step, micro_batches, first + number

@@ -12,7 +12,7 @@ import pytest
 
 from effprof.measure import clock as clock_module
 from effprof.measure import recorder as recorder_module
-from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, OPTIMIZER, OTHER, PhaseClock
+from effprof.measure.clock import BACKWARD, EVALUATION, FORWARD, OPTIMIZER, OTHER, PHASE_BITS, PhaseClock
 from effprof.measure.device_clock import DeviceClock
 from effprof.measure.recorder import Recorder
 from effprof.runlog.reader import RankLog, open_run
@@ -291,3 +291,18 @@ def test_an_event_that_fails_ends_device_timing_and_nothing_else() -> None:
     assert clock.poll() == []
     assert "capturing" in clock.failure
     assert not clock.is_sampled(1)
+
+
+def test_few_steps_and_many_are_added_up_alike() -> None:
+    rng = np.random.default_rng(0)
+    for steps in (1, 2, 3, 9):
+        phases = rng.integers(0, len(PHASES), (steps, 7))
+        phases[:, -1] = clock_module.END_OF_STEP
+        changes = [clock_module.OTHER, *phases.ravel().tolist(), 3, 5]  # two more changes of a step that runs
+        times = np.cumsum(rng.integers(1, 10**9, len(changes))).tolist()
+        held = [time << PHASE_BITS | phase for time, phase in zip(times, changes, strict=True)]
+        many, last = clock_module._add_up(held, steps)
+        few, also_last = clock_module._add_up_few(held, steps)
+        assert few == many.tolist()
+        assert last == also_last == 7 * steps
+        assert int(many[:, 6 : 6 + len(PHASES)].sum()) == times[last] - times[0]
