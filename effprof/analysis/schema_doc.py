@@ -1,13 +1,12 @@
 """Makes docs/schema.md from the types, so that the document cannot say anything else than the code.
 
-Run as `python -m effprof.analysis.schema_doc > docs/schema.md`.
+What higher floors add to it comes from `effprof.cli.schema_doc`, whose command writes the whole document.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from effprof.runlog import schema
 
 _INTRO = """# JSON schemas
 
-Made from the types by `python -m effprof.analysis.schema_doc`; a test compares the two.
+Made from the types by `python -m effprof.cli.schema_doc`; a test compares the two.
 
 - Each document names its schema. Keys may be added within a schema number, never renamed or given another meaning.
 - Units are in the key: `_s` seconds, `_bytes`, `_w` watts, `_ns` nanoseconds. Shares and MFU run from 0 to 1.
@@ -57,6 +56,15 @@ _DEFINITIONS = """### How the figures are made
 
 
 @dataclass(frozen=True)
+class Document:
+    """One JSON document: its schema's name, the command that prints it and its type."""
+
+    schema: str
+    command: str
+    type: type[msgspec.Struct]
+
+
+@dataclass(frozen=True)
 class Key:
     """One key of a document: where it is, what it holds, and whether it may be null."""
 
@@ -76,11 +84,17 @@ def keys(document: type[msgspec.Struct]) -> list[Key]:
     return list(_struct_keys(types.type_info(document), ""))
 
 
-def render() -> str:
-    """The text of docs/schema.md."""
+def render(others: Sequence[Document] = ()) -> str:
+    """The text of docs/schema.md.
+
+    Args:
+        others: documents of commands above this floor, set between the comparison and the record on disk.
+    """
     parts = [_INTRO, f"## {model.SCHEMA}\n\n`effprof analyze --json`", _table(keys(model.Analysis))]
     parts.append(_DEFINITIONS.format(lines=_names(model.ACCOUNT_LINES)))
     parts += [f"## {compare.SCHEMA}\n\n`effprof compare --json`", _table(keys(compare.Comparison))]
+    for other in others:
+        parts += [f"## {other.schema}\n\n`{other.command}`", _table(keys(other.type))]
     parts += [f"## {schema.RUN_SCHEMA}\n\n{_doc(schema.RunRecord)}", _table(keys(schema.RunRecord))]
     parts.append(f"## {schema.LOG_SCHEMA}\n\n{_doc(schema)}")
     for line in _line_types():
@@ -172,7 +186,3 @@ def _plain_name(info: types.Type) -> str:
         types.AnyType: "any",
     }
     return names[type(info)]
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render())

@@ -141,12 +141,12 @@ def assert_refused(code: int, out: str, err: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("command", ["analyze", "compare"])
+@pytest.mark.parametrize("command", ["analyze", "compare", "recommend"])
 def test_refused(
     make: Callable[[Path], Path], command: str, simple_run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = str(make(simple_run.path))
-    code = main([command, bad] if command == "analyze" else [command, bad, bad])
+    code = main([command, bad, bad] if command == "compare" else [command, bad])
     assert_refused(code, *capsys.readouterr(), CASES[make])
 
 
