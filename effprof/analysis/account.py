@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from effprof.analysis.model import ACCOUNT_LINES, Account, Warning
-from effprof.analysis.steps import JobSteps, column, seconds_in, steps_reached_before, world_size
+from effprof.analysis.resumes import KeptSteps, kept_steps
+from effprof.analysis.steps import JobSteps, column, seconds_in, world_size
 from effprof.analysis.windows import WindowShares, book_profiling, window_shares
+from effprof.runlog.parallel import in_order
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import PHASES, STEP_PHASES
 
@@ -48,37 +51,62 @@ class RunAccount:
     warnings: list[Warning]
 
 
-def account(run: Run, steps: JobSteps) -> RunAccount:
+@dataclass(frozen=True)
+class _RankJob:
+    """One rank's log of one attempt, with what its lines depend on beyond it."""
+
+    log: RankLog
+    window: Window
+    bounds: KeptSteps
+    steady_row: int
+    basis: str
+    recorded: WindowShares | None
+    is_given_up: bool
+
+
+def account(run: Run, steps: JobSteps, executor: Executor | None = None) -> RunAccount:
     """Account for the wall clock of a run whose aligned steps are `steps`.
 
     The windows of the attempts and the gaps between them tile the wall clock. Inside a window a rank's steps and
     spans are laid on its clock in order, each beginning where the one before ended at the earliest, and what none of
     them covers is `unattributed`: so no second has two lines and none is missing. The job's account is the mean over
     the ranks of each attempt; a rank's own covers the attempts that it took part in.
+
+    Args:
+        run: the run's record.
+        steps: as `job_steps` aligned them.
+        executor: reduces several ranks at a time to their lines; the account is the same without one.
     """
     windows = attempt_windows(run)
     sampled = sum(int(np.isfinite(column(r, "device_forward_ns")).sum()) for a in run.attempts for r in a.ranks)
     shares_of = window_shares(run)
     basis = "kernel" if shares_of else "device" if sampled >= MIN_SAMPLED_STEPS else "host"
+    jobs = [
+        _RankJob(
+            log=rank,
+            window=window,
+            bounds=bounds,
+            steady_row=rank.steps if basis == "host" else steps.first_steady_row(place, rank.header.rank),
+            basis=basis,
+            recorded=shares_of.get((place, rank.header.rank)),
+            is_given_up=rank.end.status == "failed" if rank.end else place < len(run.attempts) - 1,
+        )
+        for place, (attempt, window, bounds) in enumerate(zip(run.attempts, windows, kept_steps(run), strict=True))
+        for rank in attempt.ranks
+    ]
+    summaries = in_order(executor, _summarise, jobs)
     warnings: list[Warning] = []
     job = _empty(basis)
     ranks: dict[int, Account] = {}
-    for place, (attempt, window, reached) in enumerate(
-        zip(run.attempts, windows, steps_reached_before(run), strict=True)
-    ):
-        shares = []
+    for attempt, window in zip(run.attempts, windows, strict=True):
         for rank in attempt.ranks:
-            steady_row = rank.steps if basis == "host" else steps.first_steady_row(place, rank.header.rank)
-            window_of = shares_of.get((place, rank.header.rank))
-            is_given_up = rank.end.status == "failed" if rank.end else place < len(run.attempts) - 1
-            lines = _rank_lines(rank, window, reached, steady_row, basis, window_of, is_given_up, warnings)
-            shares.append(lines)
+            lines, found = next(summaries)
+            warnings += found
             own = ranks.setdefault(rank.header.rank, Account(basis=basis, wall_s=0.0, lines=_empty(basis)))
             _add(own.lines, lines, 1.0)
             own.lines["restart"] += window.gap_s
             own.wall_s += window.gap_s + window.end_s - window.start_s
-        for lines in shares:
-            _add(job, lines, 1.0 / len(shares))
+            _add(job, lines, 1.0 / len(attempt.ranks))
         job["restart"] += window.gap_s
     wall_s = windows[-1].end_s - windows[0].start_s
     _settle(job, wall_s)
@@ -122,17 +150,10 @@ def _settle(lines: dict[str, float], wall_s: float) -> None:
     lines["unattributed"] = max(0.0, rest)
 
 
-def _rank_lines(
-    rank: RankLog,
-    window: Window,
-    reached: float,
-    steady_row: int,
-    basis: str,
-    recorded: WindowShares | None,
-    is_given_up: bool,
-    warnings: list[Warning],
-) -> dict[str, float]:
-    lines = _empty(basis)
+def _summarise(job: _RankJob) -> tuple[dict[str, float], list[Warning]]:
+    """A rank's seconds by line over its attempt's window, and what is to be said of them."""
+    rank, window, warnings = job.log, job.window, list[Warning]()
+    lines = _empty(job.basis)
     phases = {name: seconds_in(rank, (name,)) for name in PHASES}
     book_profiling(rank, phases)
     # relative to the window, so that no digits are lost to the size of Unix time
@@ -155,20 +176,20 @@ def _rank_lines(
                 "attempt; each second went to the record that began first",
             )
         )
-    is_repeated = np.nan_to_num(column(rank, "step"), nan=np.inf) <= reached
+    is_lost = job.bounds.are_lost(column(rank, "step"))
     share = np.divide(kept, durations, out=np.zeros_like(kept), where=durations > 0)
-    is_on_device = ~is_repeated & (np.arange(rank.steps) >= steady_row)
-    _add_steps(lines, rank, phases, share[: rank.steps], is_repeated, is_on_device, recorded, warnings)
+    is_on_device = ~is_lost & (np.arange(rank.steps) >= job.steady_row)
+    _add_steps(lines, rank, phases, share[: rank.steps], is_lost, is_on_device, job.recorded, warnings)
     last_step_s = float(step_ends[-1]) if rank.steps else 0.0
     for name, seconds, start in zip(names, kept[rank.steps :].tolist(), edges[:, 0].tolist(), strict=True):
         line = f"step.{name}" if name in STEP_PHASES else name
-        if is_given_up and name in STEP_PHASES and start >= last_step_s - _NANOSECOND:
+        if job.is_given_up and name in STEP_PHASES and start >= last_step_s - _NANOSECOND:
             line = "lost_steps"  # of a step that never ended
         lines[line if line in lines else "unattributed"] += seconds
-    if is_given_up:
+    if job.is_given_up:
         lines["lost_steps"] += max(0.0, window.end_s - window.start_s - max(0.0, float(ends.max(initial=0.0))))
     _settle(lines, window.end_s - window.start_s)
-    return lines
+    return lines, warnings
 
 
 def _without_overlap(starts: Array, ends: Array, limit_s: float) -> tuple[Array, float]:
@@ -187,24 +208,24 @@ def _add_steps(
     rank: RankLog,
     phases: dict[str, Array],
     share: Array,
-    is_repeated: NDArray[np.bool_],
+    is_lost: NDArray[np.bool_],
     is_on_device: NDArray[np.bool_],
     recorded: WindowShares | None,
     warnings: list[Warning],
 ) -> None:
-    """Add the steps' phases; those of repeated steps are lost, while what they did beside the step keeps its line."""
+    """Add the steps' phases; those of steps not kept are lost, while what these did beside the step keeps its line."""
     is_split = bool(is_on_device.any())
     if is_split and recorded is not None:
         _add_recorded_steps(lines, phases, share, is_on_device, recorded)
     elif is_split:
         is_split = _add_device_steps(lines, rank, phases, share, is_on_device, warnings)
-    on_host = ~is_repeated & ~(is_on_device & is_split)
+    on_host = ~is_lost & ~(is_on_device & is_split)
     for name, seconds in phases.items():
         if name not in STEP_PHASES:
             lines[name] += float((seconds * share).sum())
             continue
         lines[f"step.{name}"] += float((seconds * share)[on_host].sum())
-        lines["lost_steps"] += float((seconds * share)[is_repeated].sum())
+        lines["lost_steps"] += float((seconds * share)[is_lost].sum())
 
 
 def _add_recorded_steps(

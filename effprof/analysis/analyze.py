@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -34,26 +35,32 @@ class Examined:
     steps: JobSteps
 
 
-def analyze(run: Run, *, peak_tflops: float | None = None, now_s: float | None = None) -> Analysis:
+def analyze(
+    run: Run, *, peak_tflops: float | None = None, now_s: float | None = None, executor: Executor | None = None
+) -> Analysis:
     """Everything that the record says about a run.
 
     Args:
         run: as `effprof.runlog.reader.open_run` gives it.
         peak_tflops: dense peak of one device in TFLOP/s, in place of the recorded one.
         now_s: Unix time that decides whether the run is still going; now by default.
+        executor: a process pool, or `dask.distributed.Client.get_executor()`, that reduces the ranks to their
+            summaries; the analysis is the same to the last bit without one.
     """
-    return examine(run, peak_tflops=peak_tflops, now_s=now_s).analysis
+    return examine(run, peak_tflops=peak_tflops, now_s=now_s, executor=executor).analysis
 
 
-def examine(run: Run, *, peak_tflops: float | None = None, now_s: float | None = None) -> Examined:
+def examine(
+    run: Run, *, peak_tflops: float | None = None, now_s: float | None = None, executor: Executor | None = None
+) -> Examined:
     """`analyze`, with the steps kept."""
     steps, step_warnings = job_steps(run)
-    time_account = account(run, steps)
+    time_account = account(run, steps, executor)
     device_type = str(run.attempts[-1].ranks[0].header.device.get("type", ""))
     peak = find_peak(run.record, device_type, peak_tflops)
     efficiency, efficiency_warnings = measure_efficiency(run.record, steps, peak, time_account.wall_device_s)
     memory, memory_warnings = measure_memory(run)
-    ranks, spread = measure_ranks(run, steps, time_account)
+    ranks, spread = measure_ranks(run, steps, time_account, executor)
     kernels, kernel_warnings = window_accounts(run)
     moe, moe_warnings = measure_moe(run, kernels)
     ended, reason, end_warnings = outcome(run, time.time() if now_s is None else now_s)

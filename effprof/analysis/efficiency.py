@@ -69,7 +69,7 @@ def measure_efficiency(
         wall_device_s: wall clock × devices of the whole run, device-seconds.
     """
     warnings = _explain_missing(record, steps, peak)
-    useful = ~steps.is_repeated
+    useful = ~steps.is_lost
     conventions = {name: _convention(name, steps, peak, warnings) for name in CONVENTIONS}
     wall = _wall_share(float(steps.flops["exact"][useful].sum()), wall_device_s, peak, warnings)
     hardware = _hardware_share(record, steps, peak, warnings)

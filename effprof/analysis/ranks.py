@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,39 +11,48 @@ from numpy.typing import NDArray
 
 from effprof.analysis.account import RunAccount
 from effprof.analysis.efficiency import step_time
-from effprof.analysis.model import RankFigures, RankSpread, Spread
+from effprof.analysis.model import Account, RankFigures, RankSpread, Spread
 from effprof.analysis.steps import JobSteps, column, seconds_in
+from effprof.runlog.parallel import in_order
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import STEP_PHASES
 
 Array = NDArray[np.float64]
+_SPREAD_PHASES = ("input_wait", "forward", "backward")
 
 
-def measure_ranks(run: Run, steps: JobSteps, account: RunAccount) -> tuple[list[RankFigures], RankSpread | None]:
-    """Figures of every rank of the last attempt that it took part in, and their spread where there are several."""
+@dataclass(frozen=True)
+class _RankJob:
+    """The last log of a rank, the rows of it that are steady steps, and its account."""
+
+    log: RankLog
+    rows: NDArray[np.int64]
+    account: Account
+
+
+def measure_ranks(
+    run: Run, steps: JobSteps, account: RunAccount, executor: Executor | None = None
+) -> tuple[list[RankFigures], RankSpread | None]:
+    """Figures of every rank of the last attempt that it took part in, and their spread where there are several.
+
+    Args:
+        run: the run's record.
+        steps: as `job_steps` aligned them.
+        account: with each rank's.
+        executor: reduces several ranks at a time; the figures are the same without one.
+    """
+    last_logs = {number: _last_log(run, number) for number in account.ranks}
+    jobs = [
+        _RankJob(log, steps.steady_rows(place, number), account.ranks[number])
+        for number, (place, log) in last_logs.items()
+    ]
     figures = []
-    seconds: dict[str, dict[int, float]] = {name: {} for name in ("step", "input_wait", "forward", "backward")}
-    for number, own_account in account.ranks.items():
-        place, log = _last_log(run, number)
-        rows = steps.steady_rows(place, number)
-        own = seconds_in(log, STEP_PHASES)[rows]
-        rates = column(log, "tokens")[rows] / np.where(own > 0, own, np.nan)
-        figures.append(
-            RankFigures(
-                rank=number,
-                host=log.header.host,
-                device=device_label(log.header.device),
-                data_parallel_rank=log.header.data_parallel_rank,
-                steps=log.steps,
-                step_time_s=step_time(own),
-                tokens_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else None,
-                account=own_account,
-            )
-        )
-        if len(rows) and place == len(run.attempts) - 1:
-            seconds["step"][number] = float(np.median(own))
-            for phase in ("input_wait", "forward", "backward"):
-                seconds[phase][number] = float(np.median(seconds_in(log, (phase,))[rows]))
+    seconds: dict[str, dict[int, float]] = {name: {} for name in ("step", *_SPREAD_PHASES)}
+    for own, medians in in_order(executor, _summarise, jobs):
+        figures.append(own)
+        if last_logs[own.rank][0] == len(run.attempts) - 1:
+            for name, value in medians.items():
+                seconds[name][own.rank] = value
     if len(figures) < 2:
         return figures, None
     spread = RankSpread(
@@ -51,6 +62,27 @@ def measure_ranks(run: Run, steps: JobSteps, account: RunAccount) -> tuple[list[
         backward_s=_spread(seconds["backward"]),
     )
     return figures, spread
+
+
+def _summarise(job: _RankJob) -> tuple[RankFigures, dict[str, float]]:
+    """A rank's figures, and the medians of its steps and phases in seconds; none of these without steady steps."""
+    log, rows = job.log, job.rows
+    own = seconds_in(log, STEP_PHASES)[rows]
+    rates = column(log, "tokens")[rows] / np.where(own > 0, own, np.nan)
+    figures = RankFigures(
+        rank=log.header.rank,
+        host=log.header.host,
+        device=device_label(log.header.device),
+        data_parallel_rank=log.header.data_parallel_rank,
+        steps=log.steps,
+        step_time_s=step_time(own),
+        tokens_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else None,
+        account=job.account,
+    )
+    if not len(rows):
+        return figures, {}
+    phases = {phase: float(np.median(seconds_in(log, (phase,))[rows])) for phase in _SPREAD_PHASES}
+    return figures, {"step": float(np.median(own)), **phases}
 
 
 def device_label(device: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effprof.analysis.model import Warning
+from effprof.analysis.resumes import kept_steps, unknown_resumes
 from effprof.metrics.steady import has_settled, steady_start
 from effprof.runlog.reader import Attempt, RankLog, Run
 from effprof.runlog.schema import COUNTERS, OUTSIDE_PHASES, STEP_PHASES
@@ -36,6 +37,7 @@ class JobSteps:
         is_steady: whether it lies behind its attempt's warm-up.
         is_profiled: whether a kernel window slowed it; such a step is never steady.
         is_repeated: whether an earlier attempt had already made it.
+        is_lost: whether it was repeated, or discarded by a resume from before it and never made again.
         rules: per attempt, how the warm-up was found.
         rank_rows: per attempt, rank → rows of its log that `step` of this attempt refers to.
     """
@@ -48,6 +50,7 @@ class JobSteps:
     flops: dict[str, Array]
     is_steady: NDArray[np.bool_]
     is_repeated: NDArray[np.bool_]
+    is_lost: NDArray[np.bool_]
     is_profiled: NDArray[np.bool_]
     rules: list[str]
     rank_rows: list[dict[int, NDArray[np.int64]]]
@@ -82,15 +85,17 @@ def job_steps(run: Run) -> tuple[JobSteps, list[Warning]]:
     """Align, sum and mark the steps of a run. Steps that some rank did not finish are left out."""
     warnings: list[Warning] = []
     parts = [_attempt_steps(run, attempt, warnings) for attempt in run.attempts]
-    is_steady, is_repeated, rules = [], [], []
-    for attempt, part, reached in zip(run.attempts, parts, steps_reached_before(run), strict=True):
+    warnings += unknown_resumes(run)
+    is_steady, is_repeated, is_lost, rules = [], [], [], []
+    for attempt, part, bounds in zip(run.attempts, parts, kept_steps(run), strict=True):
         usual = _without_profiled(part)
         index, rule = steady_start(usual)
         if not has_settled(usual, index):
             warnings.append(Warning(code="not_steady", message=f"attempt {attempt.index}: {rule}"))
         rules.append(rule if len(parts) == 1 else f"attempt {attempt.index}: {rule}")
         is_steady.append((np.arange(len(part.step)) >= index) & ~part.is_profiled)
-        is_repeated.append(part.step <= reached)
+        is_repeated.append(part.step <= bounds.reached_before)
+        is_lost.append(bounds.are_lost(part.step))
     steps = JobSteps(
         attempt=_join([np.full(len(part.step), i, np.int64) for i, part in enumerate(parts)], np.int64),
         step=_join([part.step for part in parts], np.int64),
@@ -100,21 +105,12 @@ def job_steps(run: Run) -> tuple[JobSteps, list[Warning]]:
         flops={name: _join([part.flops[name] for part in parts]) for name in CONVENTIONS},
         is_steady=_join(is_steady, np.bool_),
         is_repeated=_join(is_repeated, np.bool_),
+        is_lost=_join(is_lost, np.bool_),
         is_profiled=_join([part.is_profiled for part in parts], np.bool_),
         rules=rules,
         rank_rows=[part.rows for part in parts],
     )
     return steps, warnings
-
-
-def steps_reached_before(run: Run) -> list[float]:
-    """Per attempt, the highest step number that any rank had reached in an earlier attempt; -1 for the first."""
-    reached, highest = [], -1.0
-    for attempt in run.attempts:
-        reached.append(highest)
-        numbers = [column(rank, "step") for rank in attempt.ranks]
-        highest = max([highest, *(float(np.nanmax(steps)) for steps in numbers if np.isfinite(steps).any())])
-    return reached
 
 
 def column(rank: RankLog, name: str) -> Array:

@@ -225,6 +225,10 @@ class FiledColumns(Mapping[str, "NDArray[np.float64]"]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
+    def __reduce__(self) -> tuple[type[dict[str, NDArray[np.float64]]], tuple[dict[str, NDArray[np.float64]]]]:
+        # in another process they are arrays: the file is this one's
+        return dict, (dict(self),)
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -24,6 +24,7 @@ from effprof.runlog.columns import (
 )
 from effprof.runlog.files import Files
 from effprof.runlog.layout import ATTEMPT, RUN_FILE, SEGMENT
+from effprof.runlog.parallel import in_order
 from effprof.runlog.schema import (
     LOG_SCHEMA,
     RUN_SCHEMA,
@@ -40,6 +41,8 @@ from effprof.runlog.schema import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -124,8 +127,12 @@ class Run:
     problems: list[Problem]
 
 
-def open_run(path: str) -> Run:
+def open_run(path: str, executor: Executor | None = None) -> Run:
     """Read the run at `path`: its directory, its `run.json`, or a single rank log.
+
+    Args:
+        path: local, or with a protocol that fsspec knows.
+        executor: reads the logs of several ranks at a time; what is read is the same without one.
 
     Raises:
         EffprofError: there is no such path, it can't be read, it holds no record, the record was written by a newer
@@ -139,7 +146,7 @@ def open_run(path: str) -> Run:
         if name != RUN_FILE:
             return _open_file(files, path)
         files = Files(files.parent(path))
-    return _open_directory(files)
+    return _open_directory(files, executor)
 
 
 def find_runs(path: str) -> list[str]:
@@ -166,7 +173,7 @@ def _open_file(files: Files, path: str) -> Run:
     return Run(path, RunRecord(id=segment.header.run_id), [Attempt(segment.header.attempt, [rank], [])], problems)
 
 
-def _open_directory(files: Files) -> Run:
+def _open_directory(files: Files, executor: Executor | None) -> Run:
     problems: list[Problem] = []
     if not files.names():
         raise EffprofError(f"{files.path}: empty directory", "give a run directory: the one that holds run.json")
@@ -175,7 +182,7 @@ def _open_directory(files: Files) -> Run:
         attempt
         for child in files.directories()
         if (match := ATTEMPT.match(files.name(child)))
-        and (attempt := _read_attempt(Files(child), int(match["number"]), problems)).ranks
+        and (attempt := _read_attempt(Files(child), int(match["number"]), problems, executor)).ranks
     ]
     attempts.sort(key=lambda attempt: attempt.index)
     if not attempts:
@@ -208,7 +215,7 @@ def _read_record(files: Files) -> RunRecord | None:
         raise EffprofError(f"{path}: not effprof's run.json ({error})", "give a directory that effprof wrote") from None
 
 
-def _read_attempt(files: Files, index: int, problems: list[Problem]) -> Attempt:
+def _read_attempt(files: Files, index: int, problems: list[Problem], executor: Executor | None) -> Attempt:
     groups: dict[tuple[str, int], list[tuple[float, str]]] = {}
     for name in files.names():
         if match := SEGMENT.match(name):
@@ -216,16 +223,23 @@ def _read_attempt(files: Files, index: int, problems: list[Problem]) -> Attempt:
             groups.setdefault((match["role"], int(match["number"])), []).append((order, files.join(name)))
     attempt = Attempt(index, [], [])
     store = ColumnFile() if sum(role == "rank" for role, _ in groups) > RANKS_IN_MEMORY else None
-    for (role, _), paths in sorted(groups.items()):
-        segments = [read_segment(files, path, problems) for _, path in sorted(paths)]
-        if role == "rank":
-            rank = build_rank(segments, paths[0][1])
-            if store is not None:
-                rank.columns = store.put(rank.columns)
-            attempt.ranks.append(rank)
-        else:
-            attempt.nodes.append(build_node(segments))
+    jobs = [(files, role, [path for _, path in sorted(paths)]) for (role, _), paths in sorted(groups.items())]
+    for log, found in in_order(executor, _read_log, jobs):
+        problems += found
+        if isinstance(log, NodeLog):
+            attempt.nodes.append(log)
+            continue
+        if store is not None:
+            log.columns = store.put(log.columns)
+        attempt.ranks.append(log)
     return attempt
+
+
+def _read_log(job: tuple[Files, str, list[str]]) -> tuple[RankLog | NodeLog, list[Problem]]:
+    files, role, paths = job
+    problems: list[Problem] = []
+    segments = [read_segment(files, path, problems) for path in paths]
+    return build_rank(segments, paths[0]) if role == "rank" else build_node(segments), problems
 
 
 def check_schema(path: str, found: str, known: str) -> None:

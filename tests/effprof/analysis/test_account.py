@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from effprof.analysis.account import RunAccount, account
-from effprof.analysis.analyze import analyze
+from effprof.analysis.analyze import analyze, examine
 from effprof.analysis.model import ACCOUNT_LINES, Account
 from effprof.analysis.steps import job_steps
 from effprof.runlog.reader import open_run
@@ -109,6 +109,35 @@ def test_the_gap_between_attempts_is_restart_and_repeated_steps_are_lost(tmp_pat
     assert found.lines["step.forward"] == pytest.approx(0.03 * 70, abs=1e-6)
     steps = analyze(open_run(str(run.path))).efficiency.steps
     assert (steps.total, steps.repeated) == (80, 10)
+
+
+def test_steps_that_a_resume_discarded_are_lost_though_nobody_made_them_again(tmp_path: Path, hand_made: Any) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step(0.1)] * 30, end=None)  # steps 1 … 30
+    run.rank([run.step(0.1)] * 5, attempt=1, start_s=9.0, first_step=21, end=None)  # from 20 on, dead after step 25
+    examined = examine(open_run(str(run.path)))
+    found = examined.analysis.account
+    assert_complete(found)
+    # 21 … 25 were made twice, 26 … 30 once and for nothing: 35 steps made, 25 kept
+    assert found.lines["lost_steps"] == pytest.approx(1.0, abs=1e-6)
+    assert found.lines["step.forward"] == pytest.approx(0.03 * 25, abs=1e-6)
+    assert examined.steps.is_lost.sum() == 10
+    assert examined.analysis.efficiency.steps.repeated == 5
+    run.rank([run.step(0.1)] * 10, attempt=2, start_s=15.0, first_step=24)  # from 23 on, up to 33: 26 … 30 made again
+    again = examine(open_run(str(run.path)))
+    assert again.steps.is_lost.sum() == 5 + 7
+    assert 45 - again.steps.is_lost.sum() == 33
+
+
+def test_a_restart_that_made_no_step_is_said_to_hide_what_it_discarded(tmp_path: Path, hand_made: Any) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step(0.1)] * 30, end=None)
+    run.rank([], attempt=1, start_s=9.0, end=None)
+    analysis = analyze(open_run(str(run.path)))
+    assert "resume_unknown" in [warning.code for warning in analysis.warnings]
+    assert analysis.account.lines["step.forward"] == pytest.approx(0.03 * 30, abs=1e-6)
+    run.rank([run.step(0.1)] * 5, attempt=2, start_s=19.0, first_step=31)
+    assert "resume_unknown" not in [warning.code for warning in analyze(open_run(str(run.path))).warnings]
 
 
 def test_a_resume_after_a_clean_stop_loses_nothing(tmp_path: Path, hand_made: Any) -> None:
