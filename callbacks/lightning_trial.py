@@ -31,6 +31,7 @@ class TrialRequest(msgspec.Struct, kw_only=True):
     run_dir: str
     seconds: float = 20.0
     steps: int | None = None
+    is_measuring: bool = False  # also record what recommendations rest on
 
 
 class LightningTrial:
@@ -48,7 +49,12 @@ class LightningTrial:
         return {name: value for name, value in self.request.changes.items() if name not in self.refused}
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of the profiler in a trial: where it writes, and nothing that takes time of its own."""
+        """Arguments of the profiler in a trial: where it writes, and nothing that takes time of its own.
+
+        A measuring trial keeps what the training asked for, and records a kernel window.
+        """
+        if self.request.is_measuring:
+            return {"run_dir": self.request.run_dir, "kernel_window": True}
         return {
             "run_dir": self.request.run_dir,
             "telemetry": False,

@@ -9,6 +9,7 @@ import msgspec
 from effprof.advise.calibration import Calibration
 from effprof.advise.registry import all_rules
 from effprof.advise.rule import Missing
+from effprof.advise.verified import verified_findings
 from effprof.analysis.model import Analysis, Finding, NotEvaluated
 
 SCHEMA = "effprof.recommend/1"
@@ -57,6 +58,8 @@ def recommend(analysis: Analysis, calibration: Calibration | None = None) -> Rec
             silent.append(rule.id)
     if calibration is not None:
         findings = [calibration.adjust(finding) for finding in findings]
+    good = {name for name, verification in verified_findings(analysis.run.path).items() if verification.is_good}
+    findings = [msgspec.structs.replace(each, verified=True) if each.id in good else each for each in findings]
     return Recommendations(
         run=analysis.run.id,
         path=analysis.run.path,

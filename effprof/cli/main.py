@@ -11,7 +11,7 @@ from effprof import __version__
 from effprof.errors import EffprofError
 
 # One file per command: module in effprof.cli, holding a function `command` that typer turns into arguments.
-COMMANDS = ("analyze", "check", "compare", "device", "flops", "recommend", "report", "rules")
+COMMANDS = ("analyze", "check", "compare", "device", "flops", "recommend", "report", "rules", "tune", "verify")
 
 app = typer.Typer(
     name="effprof",
@@ -44,9 +44,10 @@ for _name in COMMANDS:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 check failed, 2 bad input, 3 a defect in effprof)."""
     words = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in words
+    own = words[: words.index("--")] if "--" in words else words  # what follows is a training's command
+    debug = "--debug" in own
     # accepted anywhere on the line, because that is where people type it after an error
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in own if word != "--debug"] + words[len(own) :]
     try:
         code = app(args=words, standalone_mode=False)
         return int(code) if isinstance(code, int) else 0

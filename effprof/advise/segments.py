@@ -1,0 +1,163 @@
+"""Segments of an A/B test, and what they say about speed and loss: statistics without any process behind them.
+
+A segment is one short stretch of training. Segments of one side differ from each other more than steps of one segment
+do (another process gets another memory layout, another neighbour on the host), so an interval must resample segments
+first and steps inside them second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effprof.metrics.intervals import (
+    MIN_STEPS,
+    REPLICATES,
+    SEED,
+    Interval,
+    mean_interval,
+    percentiles,
+    ratio_replicates,
+)
+
+Array = NDArray[np.float64]
+Outcome = Literal["ok", "out_of_memory", "failed", "timeout"]
+MIN_SEGMENTS = 2  # of each side; one says nothing about how processes differ
+NOISE = 0.01  # relative: smaller differences are not worth a change, and a busy host's drift reaches them
+LOSS_TOLERANCE = 0.01  # relative: rounding of another precision moves a loss by less, damage by more
+LOSS_SPREADS = 3.0  # standard deviations between segments of the unchanged training that damage must exceed
+NORMAL_975 = 1.959964
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What one segment of training gave.
+
+    Attributes:
+        counts: tokens or samples of each step behind the warm-up, shape (steps,).
+        seconds: duration of each of these steps, shape (steps,).
+        losses: loss of every step from the first on, warm-up included, shape (all steps,); empty where not known.
+        metric: what `counts` counts per second.
+        outcome: "ok", or why there are no steps.
+        reason: the outcome in a sentence; empty for "ok".
+        applied: the changes that were made.
+        refused: change → why it could not be made.
+        wall_s: seconds from the start of the segment's process to its end.
+        run: the run directory; empty for a segment that wrote none.
+    """
+
+    counts: Array
+    seconds: Array
+    losses: Array = field(default_factory=lambda: np.zeros(0))
+    metric: Literal["tokens_per_s", "samples_per_s"] = "tokens_per_s"
+    outcome: Outcome = "ok"
+    reason: str = ""
+    applied: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    wall_s: float = 0.0
+    run: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Tokens or samples per second: all counts over all seconds, NaN without a step.
+
+        Not a median over steps: data loader workers deliver in bursts, and the median step then waits for nothing.
+        """
+        total = float(np.sum(self.seconds))
+        return float(np.sum(self.counts)) / total if total > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class LossComparison:
+    """Losses of both sides over the same step numbers: mean over the later half of them, median over segments."""
+
+    before: float
+    after: float
+    difference: float  # relative, above 0 is worse
+    allowed: float
+    steps: int
+    is_damaged: bool
+
+
+def speed_gain(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) -> float:
+    """Ratio of the median rates over segments, minus 1; NaN without a segment on either side."""
+    if not before or not after:
+        return math.nan
+    return float(np.median([each.rate for each in after]) / np.median([each.rate for each in before])) - 1
+
+
+def gain_interval(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) -> Interval | None:
+    """95 % interval of `speed_gain` from a bootstrap in two stages: segments, then blocks of steps inside them.
+
+    With few clusters a bootstrap's spread is too small by sqrt((n − 1) / n) and its tails are those of a t
+    distribution (Cameron, Gelbach, Miller 2008); the deviations are stretched by both.
+
+    Returns:
+        None below two segments of either side, or where a segment has fewer than five steps.
+    """
+    if min(len(before), len(after)) < MIN_SEGMENTS:
+        return None
+    if min(len(each.counts) for each in (*before, *after)) < MIN_STEPS:
+        return None
+    centre = math.log1p(speed_gain(before, after))
+    deviations = np.log(_median_rates(after, 1)) - np.log(_median_rates(before, 0)) - centre
+    smaller = min(len(before), len(after))
+    freedom = len(before) + len(after) - 2
+    stretch = math.sqrt(smaller / (smaller - 1)) * _t_quantile(freedom) / NORMAL_975
+    middle = percentiles(centre + stretch * deviations)
+    return None if middle is None else (math.expm1(middle[0]), math.expm1(middle[1]))
+
+
+def compare_losses(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) -> LossComparison | None:
+    """Whether the change damages the loss: more than the unchanged training's own segments and steps vary.
+
+    Returns:
+        None where a side has no losses, or fewer than five steps in common.
+    """
+    with_losses = [each for each in (*before, *after) if len(each.losses)]
+    steps = min((len(each.losses) for each in with_losses), default=0)
+    own = [each.losses[steps // 2 : steps] for each in before if len(each.losses)]
+    changed = [each.losses[steps // 2 : steps] for each in after if len(each.losses)]
+    if steps < MIN_STEPS or not own or not changed:
+        return None
+    was = float(np.median([values.mean() for values in own]))
+    became = float(np.median([values.mean() for values in changed]))
+    if not math.isfinite(was):
+        return LossComparison(was, became, math.nan, math.nan, steps, is_damaged=False)
+    scale = max(abs(was), 1e-12)
+    between = float(np.std([values.mean() for values in own], ddof=1)) if len(own) > 1 else 0.0
+    within = _standard_error(own[0])
+    allowed = max(LOSS_TOLERANCE, LOSS_SPREADS * max(between, within) / scale)
+    difference = (became - was) / scale
+    return LossComparison(was, became, difference, allowed, steps, not difference <= allowed)
+
+
+def _median_rates(segments: Sequence[SegmentResult], salt: int) -> Array:
+    """Resampled medians over segments, shape (replicates,)."""
+    rates = np.stack([ratio_replicates(each.counts, each.seconds, place) for place, each in enumerate(segments)])
+    draw = np.random.default_rng((SEED, salt))
+    shape = (REPLICATES, len(segments))
+    picked = rates[draw.integers(0, len(segments), shape), draw.integers(0, REPLICATES, shape)]
+    medians: Array = np.median(picked, axis=1)
+    return medians
+
+
+def _standard_error(values: Array) -> float:
+    interval = mean_interval(values)
+    return 0.0 if interval is None else (interval[1] - interval[0]) / (2 * NORMAL_975)
+
+
+def _t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t by its expansion in 1 / degrees of freedom (Abramowitz, Stegun 26.7.5)."""
+    z = NORMAL_975
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum((term / freedom**power for power, term in enumerate(terms, start=1)), 0.0)
