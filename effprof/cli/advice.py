@@ -14,6 +14,7 @@ from effprof.analysis.locate import locate_run
 from effprof.analysis.model import Analysis
 from effprof.analysis.timeline import build_timeline
 from effprof.errors import EffprofError
+from effprof.runlog.parallel import worker_pool
 from effprof.runlog.reader import Run, open_run
 
 
@@ -44,7 +45,7 @@ def check_peak(peak_tflops: float | None) -> None:
         raise EffprofError(f"--peak-tflops {peak_tflops}: not a peak", "give TFLOP/s of one device, such as 989.4")
 
 
-def read(given: str, peak_tflops: float | None = None) -> Read:
+def read(given: str, peak_tflops: float | None = None, workers: int | None = None) -> Read:
     """Analyse a run directory, a directory of runs (its newest), another trainer's log, or profiler traces.
 
     Raises:
@@ -56,8 +57,9 @@ def read(given: str, peak_tflops: float | None = None) -> Read:
     path, note = locate_run(given)
     if note:
         typer.echo(f"effprof: {note}", err=True)
-    record = open_run(path)
-    analysis = with_timeline(record, examine(record, peak_tflops=peak_tflops))
+    with worker_pool(path, workers) as executor:
+        record = open_run(path, executor)
+        analysis = with_timeline(record, examine(record, peak_tflops=peak_tflops, executor=executor))
     return Read(path, analysis, advise(analysis))
 
 

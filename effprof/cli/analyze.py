@@ -25,6 +25,10 @@ def command(
         float | None,
         typer.Option(metavar="TFLOPS", help="Dense peak of one device, where the record has none or another."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes that read the ranks' logs; by default one per 128 MiB and core."),
+    ] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
     """Efficiency, time account, memory, expert load, ranks and warnings of one or several runs."""
@@ -37,7 +41,7 @@ def command(
     rendered, problems = [], []
     for given in runs:
         try:
-            found = read(given, peak_tflops)
+            found = read(given, peak_tflops, workers)
         except EffprofError as error:
             problems.append(error)
             continue
