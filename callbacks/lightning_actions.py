@@ -42,16 +42,12 @@ class ActionListener:
         transfer = f"[Strategy]{type(trainer.strategy).__name__}.batch_to_device"
         outer: list[int] = []
 
-        def enter(phase: int) -> None:
-            if clock.phase in (OTHER, INPUT_WAIT):  # a fetch or transfer for an evaluation belongs to the evaluation
-                clock.mark(now() << PHASE_BITS | phase)
-
-        def leave(phase: int) -> None:
-            if clock.phase == phase:
-                clock.mark(now() << PHASE_BITS | OTHER)
+        def enter_first_batch() -> None:
+            self.has_seen_batch = True
+            starts[BATCH] = enter_batch
+            enter_batch()
 
         def enter_batch() -> None:
-            self.has_seen_batch = True
             clock.mark(now() << PHASE_BITS | FORWARD)
 
         def leave_batch() -> None:
@@ -65,15 +61,16 @@ class ActionListener:
             if outer:
                 clock.switch(outer.pop())
 
+        between = (OTHER, INPUT_WAIT)  # a fetch or transfer for an evaluation belongs to the evaluation
         starts: dict[str, Callable[[], None]] = {
-            FETCH: partial(enter, INPUT_WAIT),
-            transfer: partial(enter, HOST_TO_DEVICE),
-            BATCH: enter_batch,
+            FETCH: clock.entering(INPUT_WAIT, between),
+            transfer: clock.entering(HOST_TO_DEVICE, between),
+            BATCH: enter_first_batch,
             SAVE: enter_checkpoint,
         }
         stops: dict[str, Callable[[], None]] = {
-            FETCH: partial(leave, INPUT_WAIT),
-            transfer: partial(leave, HOST_TO_DEVICE),
+            FETCH: clock.entering(OTHER, (INPUT_WAIT,)),
+            transfer: clock.entering(OTHER, (HOST_TO_DEVICE,)),
             BATCH: leave_batch,
             SAVE: leave_checkpoint,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from operator import add
 from time import perf_counter_ns as now
@@ -111,6 +111,18 @@ class PhaseClock:
     def switch(self, phase: int) -> None:
         """Enter `phase`. The hot path says `clock.mark(now() << PHASE_BITS | phase)` itself and spares this call."""
         self.mark(now() << PHASE_BITS | phase)
+
+    def entering(self, phase: int, since: Iterable[int]) -> Callable[[], None]:
+        """A function that enters `phase` where the clock is in one of the phases `since`, in a single call."""
+        changes = self._changes
+        left = frozenset(since)
+        left_in_steps = left | {END_OF_STEP} if OTHER in left else left
+
+        def enter() -> None:
+            if changes[-1] & PHASE_MASK in left_in_steps if self.in_steps else self._outside_phase in left:
+                self.mark(now() << PHASE_BITS | phase)
+
+        return enter
 
     def begin_steps(self) -> None:
         """From here on time belongs to steps."""
