@@ -24,6 +24,7 @@ from effprof.measure.token_facts import (
     needs_no_values,
     shape_of,
 )
+from effprof.measure.unpadded import UnpaddedBatches
 from effprof.runlog.schema import COUNTERS
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class TokenCounter:
         self.input_shapes: set[Any] = set()  # of the batches' main tensors, as long as there are not very many
         self._tokens_fn = tokens_fn
         self._layout: Layout | None = None
+        self._unpadded = UnpaddedBatches(self.rules)
         self._shapes: dict[Shape, Counts] = {}
         self._last: dict[Shape, Counts] = {}
         self._stood_in: dict[Shape, int] = {}
@@ -166,8 +168,12 @@ class TokenCounter:
 
     def _count_on_host(self, batch: Any, fields: Fields) -> Counts:
         began_ns = time.perf_counter_ns()
-        inspect = self._inspects(fields)
-        if self._is_known_from_shape(fields) and not inspect:
+        unpadded = self._unpadded.counts(fields) if self.every_n == 1 else None
+        inspect = unpadded is None and self._inspects(fields)
+        if unpadded is not None:
+            counts = unpadded
+            self._weigh(began_ns)
+        elif self._is_known_from_shape(fields) and not inspect:
             counts = self._from_shape(fields)
         else:
             shape = shape_of(fields, self.rules)
@@ -177,6 +183,7 @@ class TokenCounter:
                 facts = host_facts(fields, self.rules, inspect)
                 counts = count_facts(shape, facts, self.rules, self._shapes, self._warnings)
                 self._remember(shape, counts)
+                self._unpadded.learn(fields, counts)
                 self._weigh(began_ns)
         if self._tokens_fn is None:
             return counts
