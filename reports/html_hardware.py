@@ -9,21 +9,30 @@ import msgspec
 from effprof.analysis.model import Analysis
 from effprof.analysis.timeline_model import TimelineSeries
 from effprof.reports import facts
+from effprof.reports import kernels as kernel_facts
+from effprof.reports import memory as memory_facts
 from effprof.reports.html_charts import Charts
 from effprof.reports.html_elements import folded, legend, scrolling, section, strip, table, text
 from effprof.reports.text import clean, duration, flops, gibibytes, percent
 
-MEMORY_PARTS = {
-    "parameters_bytes": "--c-forward",
-    "gradients_bytes": "--c-backward",
-    "optimizer_bytes": "--c-optimizer",
-    "activations_bytes": "--c-copy",
-    "temporary_bytes": "--c-generation",
-    "fragmentation_bytes": "--c-input",
-    "cached_free_bytes": "--c-unattributed",
-    "non_torch_bytes": "--c-other",
+MEMORY_COLORS = {
+    "parameters": "--c-forward",
+    "gradients": "--c-backward",
+    "optimizer": "--c-optimizer",
+    "activations": "--c-copy",
+    "temporary": "--c-generation",
+    "fragmentation": "--c-input",
+    "cached_free": "--c-unattributed",
+    "non_torch": "--c-startup",
+    "other": "--c-other",
 }
-MEMORY_NAMES = {"activations_bytes": "activations and other"}
+IDLE_COLORS = {
+    "host_bound_s": "--c-lost",
+    "input_wait_s": "--c-input",
+    "rank_wait_s": "--c-communication",
+    "queued_s": "--c-startup",
+    "unknown_s": "--c-unattributed",
+}
 DEVICE_SERIES = ("reserved_bytes", "allocated_bytes", "peak_allocated_bytes", "device_used_bytes")
 # Readings in the order in which they tell most.
 FIRST_READINGS = ("power", "energy", "clock", "temperature", "util", "memory_used", "percent")
@@ -61,7 +70,10 @@ def kernels(charts: Charts) -> str:
     rank, first = next(iter(found.items()))
     parts = [
         _window_strip(rank, first),
+        _idle_strip(rank, first),
         scrolling(table(heads, rows), "Kernel account, table"),
+        _notes(kernel_facts.notes(charts.analysis)),
+        _steps(rank, first),
         f"<h3>Kernels of rank {text(rank)} by family</h3>",
         scrolling(_families(first.get("kernels") or {}), "Kernels by family, table"),
     ]
@@ -95,6 +107,50 @@ def _window_strip(rank: str, account: dict[str, Any]) -> str:
     )
 
 
+def _idle_strip(rank: str, account: dict[str, Any]) -> str:
+    """Why the device of one rank was idle, as shares of the window."""
+    window_s, idle = float(account.get("window_s") or 0.0), account.get("idle") or {}
+    shares = [
+        (_words(key), float(idle[key]) / window_s, color)
+        for key, color in IDLE_COLORS.items()
+        if window_s > 0 and (idle.get(key) or 0.0) > 0
+    ]
+    if not shares:
+        return ""
+    busy = max(0.0, 1 - sum(share for _, share, _ in shares))
+    return f"<h3>Why rank {text(rank)} was idle</h3>{strip([*shares, ('busy', busy, '--grid')])}" + legend(
+        (f"{name} {percent(share)}", color) for name, share, color in shares
+    )
+
+
+def _steps(rank: str, account: dict[str, Any]) -> str:
+    """The recorded steps of one rank, each in the parts it is the sum of and with the causes of its idle time."""
+    steps = account.get("steps") or []
+    if not steps:
+        return ""
+    parts = ("window_s", "compute_s", "communication_exposed_s", "memory_copy_exposed_s", "idle_s")
+    rows = [
+        (
+            str(one["step"]),
+            *(duration(one.get(key)) for key in parts),
+            *(duration((one.get("idle") or {}).get(key)) for key in IDLE_COLORS),
+        )
+        for one in steps[:MAX_ROWS]
+    ]
+    heads = ["step", *map(_words, parts), *(f"idle: {_words(key)}" for key in IDLE_COLORS)]
+    shown = scrolling(table(heads, rows), "Recorded steps, table")
+    return folded(f"Recorded steps of rank {rank} ({len(steps)})", shown)
+
+
+def _words(key: str) -> str:
+    return key.removesuffix("_s").replace("_", " ")
+
+
+def _notes(sentences: list[str]) -> str:
+    items = "".join(f"<li>{text(sentence, 600)}</li>" for sentence in sentences)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
 def _families(families: dict[str, dict[str, Any]]) -> str:
     ordered = sorted(families.items(), key=lambda item: -(item[1].get("union_s") or 0.0))
     rows = [
@@ -116,14 +172,14 @@ def memory(charts: Charts) -> str:
     """What fills the device, and memory over time."""
     figures_of, timeline = charts.analysis.memory, charts.timeline
     parts = []
-    sizes = {key: getattr(figures_of, key, None) for key in MEMORY_PARTS}
-    held = [
-        (MEMORY_NAMES.get(key, key.removesuffix("_bytes").replace("_", " ")), float(size), MEMORY_PARTS[key])
-        for key, size in sizes.items()
-        if isinstance(size, (int, float)) and size > 0
-    ]
+    held = _held(charts.analysis)
     if held:
         parts.append(_memory_strip(held, figures_of.device_total_bytes, charts.analysis))
+    predicted = memory_facts.prediction_text(charts.analysis)
+    parts.append(_notes([f"peak of tensors: {predicted}"] if predicted else []))
+    failures = memory_facts.failure_texts(charts.analysis)
+    if failures:
+        parts.append(f"<h3>When memory ran out</h3>{_notes(failures)}")
     if timeline is not None and timeline.memory:
         chosen = _memory_lines(timeline.memory)
         total = figures_of.device_total_bytes if any(one.name != "process_rss_bytes" for one in chosen) else None
@@ -131,9 +187,23 @@ def memory(charts: Charts) -> str:
         source = f" ({chosen[0].source})" if chosen[0].source else ""
         title = f"Memory over time{source}"
         parts.append(charts.lines("memory", title, chosen, names, "bytes", fromZero=True, limit=total, group="steps"))
-    if not parts:
+    if not any(parts):
         return ""
     return section("memory", "Memory", facts.memory_text(charts.analysis), "".join(parts))
+
+
+def _held(analysis: Analysis) -> list[tuple[str, float, str]]:
+    """(name, bytes, color) of what memory held at its peak: the account's lines, else what is known of the states."""
+    account, figures = analysis.memory.account, analysis.memory
+    names = {"activations": "activations and other"} if account is None or "other" not in account.lines else {}
+    sizes = {
+        line: account.lines.get(line) if account else getattr(figures, f"{line}_bytes", None) for line in MEMORY_COLORS
+    }
+    return [
+        (names.get(line) or memory_facts.line_label(line), float(size), MEMORY_COLORS[line])
+        for line, size in sizes.items()
+        if size is not None and size > 0
+    ]
 
 
 def _memory_lines(series: list[TimelineSeries]) -> list[TimelineSeries]:
@@ -144,12 +214,15 @@ def _memory_lines(series: list[TimelineSeries]) -> list[TimelineSeries]:
 
 def _memory_strip(held: list[tuple[str, float, str]], total: int | None, analysis: Analysis) -> str:
     used = sum(size for _, size, _ in held)
-    is_on_device = analysis.memory.peak_allocated_bytes is not None
+    account = analysis.memory.account
+    is_on_device = account.basis == "allocator" if account else analysis.memory.peak_allocated_bytes is not None
     free = max(0.0, float(total) - used) if total and is_on_device else 0.0
     segments = [*held, *([("free", free, "--grid")] if free else [])]
     rows = [(name, gibibytes(size), percent(size / (used + free))) for name, size, _ in segments]
+    basis = memory_facts.basis_text(analysis)
     return (
-        strip((name, size / (used + free), color) for name, size, color in segments)
+        (f"<h3>{text(basis)}</h3>" if basis else "")
+        + strip((name, size / (used + free), color) for name, size, color in segments)
         + legend((f"{name} {gibibytes(size)}", color) for name, size, color in segments)
         + folded("Memory as a table", scrolling(table(["part", "size", "share"], rows), "Memory, table"))
     )

@@ -7,7 +7,7 @@ from effprof.analysis.model import Analysis
 from effprof.reports.text import clean, gibibytes, percent
 
 HEADERS = ("memory at its peak", "size", "share")
-_NAMES = {"cached_free": "cached, free", "non_torch": "beside the allocator", "other": "other"}
+_NAMES = {"cached_free": "cached, free", "non_torch": "beside the allocator"}
 _BASES = {
     "allocator": "the allocator's peak",
     "tracker": "tensors of one tracked step and the process's peak",
@@ -25,10 +25,15 @@ def rows(analysis: Analysis) -> list[tuple[str, str, str]]:
         return []
     peak = account.peak_bytes or 1
     return [
-        (_NAMES.get(name, name), gibibytes(account.lines[name]), percent(account.lines[name] / peak))
+        (line_label(name), gibibytes(account.lines[name]), percent(account.lines[name] / peak))
         for name in MEMORY_LINES
         if name in account.lines and abs(account.lines[name]) / peak >= _SMALL_SHARE
     ]
+
+
+def line_label(line: str) -> str:
+    """What reports call a line of the account."""
+    return _NAMES.get(line, line)
 
 
 def basis_text(analysis: Analysis) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 import numpy as np
@@ -109,8 +109,20 @@ def to_analysis(account: KernelAccount, path: str) -> Analysis:
                 code="trace_only",
                 message="a trace holds no tokens and no model: MFU and throughput need a run recorded by effprof",
             ),
+            *_missing_for_mfu(account, rows),
         ],
     )
+
+
+def _missing_for_mfu(account: KernelAccount, rows: Mapping[int, Accelerator | None]) -> list[Warning]:
+    """What MFU, and where the device is not known the roofline too, would need."""
+    message = "a profiler's trace does not tell the model's FLOPs: record the run with effprof for MFU"
+    found = [Warning(code="no_flops", message=message)]
+    unknown = sorted({_device_name(account, rank) for rank, row in rows.items() if row is None})
+    if unknown:
+        names = ", ".join(unknown)
+        found.append(Warning(code="no_peak", message=f"no peak is known for {names}: kernels have no roofline"))
+    return found
 
 
 def to_account(kernels: Split, bubble_s: float | None = None) -> Account:

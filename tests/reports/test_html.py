@@ -18,12 +18,16 @@ import pytest
 
 from effprof.analysis.analyze import examine
 from effprof.analysis.compare import compare
+from effprof.analysis.kernel import to_analysis
+from effprof.analysis.memory_model import MemoryAccount, MemoryPrediction, OutOfMemory, TensorGroup
 from effprof.analysis.model import Analysis, Bar, Evidence, Finding, Gain
 from effprof.analysis.timeline import build_timeline
 from effprof.reports import html
 from effprof.reports.html_elements import TABLE_ROWS, script_json, thinned
 from effprof.runlog.reader import open_run
 from effprof.runlog.schema import Event, Experts, Memory, Probe, Telemetry
+from effprof.trace.account import KernelAccount
+from effprof.trace.summary import Idle, RankKernels, Split, Step
 
 ASSETS = Path(html.__file__).parent / "assets"
 GIB = 2**30
@@ -623,3 +627,70 @@ def test_memory_is_drawn_against_the_device(tmp_path: Path, hand_made: Any) -> N
     named = {series["name"]: series for series in chart["series"]}
     assert max(named["device used"]["median"]) == pytest.approx(30 * GIB, rel=1e-4)
     assert max(named["allocated"]["median"]) == pytest.approx(12 * GIB, rel=1e-4)
+
+
+def test_the_memory_account_its_prediction_and_a_failure_are_shown(full_analysis: Analysis) -> None:
+    analysis = msgspec.json.decode(msgspec.json.encode(full_analysis), type=Analysis)
+    analysis.memory.account = MemoryAccount(
+        basis="tracker", peak_bytes=4 * GIB, lines={"parameters": GIB, "activations": 2 * GIB, "other": GIB}
+    )
+    analysis.memory.predictions = [
+        MemoryPrediction(source="fake_copy", peak_bytes=3 * GIB, peak_at="backward", activations_bytes=None, ratio=0.97)
+    ]
+    analysis.memory.out_of_memory = OutOfMemory(
+        rank=3,
+        message="tried to allocate <b>2 GiB</b>",
+        requested_bytes=2 * GIB,
+        largest=[TensorGroup(shape="(8, 1024) float32", number=4, bytes=GIB)],
+    )
+    section = html.render(analysis).partition('id="memory"')[2].partition("</section>")[0]
+    for said in ("parameters", "50.0 %", "one tracked step", "0.97 × measured", "rank 3", "(8, 1024) float32"):
+        assert said in section, said
+    assert "<b>2 GiB" not in section
+    assert "--c-other" in section
+
+
+def test_recorded_steps_and_the_causes_of_idle_time_are_shown() -> None:
+    kernels = RankKernels(
+        window_s=2.0,
+        compute_s=1.0,
+        communication_s=0.0,
+        communication_exposed_s=0.0,
+        memory_copy_s=0.0,
+        memory_copy_exposed_s=0.0,
+        idle_s=1.0,
+        idle=Idle(host_bound_s=0.75, input_wait_s=0.25),
+        kernels={},
+    )
+    step = Step(**{name: getattr(kernels, name) for name in Split.__struct_fields__}, step=17, host_s=2.0)
+    kernels.steps = [step]
+    analysis = analyze_traces_of(kernels)
+    section = html.render(analysis).partition('id="kernels"')[2].partition("</section>")[0]
+    assert "host bound 37.5 %" in section
+    assert "input wait 12.5 %" in section
+    assert "Recorded steps of rank 0 (1)" in section
+    assert ">17<" in section
+
+
+def analyze_traces_of(kernels: RankKernels) -> Analysis:
+    """The analysis of a trace with one rank."""
+    account = KernelAccount(ranks={0: kernels}, devices={}, world_size=1, started_us=0.0, ended_us=2e6)
+    return to_analysis(account, "trace.json")
+
+
+def test_a_trace_says_why_it_has_no_mfu() -> None:
+    analysis = analyze_traces_of(
+        RankKernels(
+            window_s=1.0,
+            compute_s=1.0,
+            communication_s=0.0,
+            communication_exposed_s=0.0,
+            memory_copy_s=0.0,
+            memory_copy_exposed_s=0.0,
+            idle_s=0.0,
+            idle=Idle(),
+            kernels={},
+        )
+    )
+    assert {"no_flops", "no_peak", "trace_only"} <= {warning.code for warning in analysis.warnings}
+    assert "record the run with effprof for MFU" in html.render(analysis).partition('id="summary"')[2][:3000]

@@ -141,7 +141,7 @@ def assert_refused(code: int, out: str, err: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("command", ["analyze", "compare", "recommend"])
+@pytest.mark.parametrize("command", ["analyze", "compare", "recommend", "report"])
 def test_refused(
     make: Callable[[Path], Path], command: str, simple_run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
