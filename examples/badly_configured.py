@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--good", action="store_true", help="without the fault")
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--root", type=Path, default=Path.cwd())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

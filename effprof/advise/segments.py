@@ -1,8 +1,8 @@
 """Segments of an A/B test, and what they say about speed and loss: statistics without any process behind them.
 
 A segment is one short stretch of training. Segments of one side differ from each other more than steps of one segment
-do (another process gets another memory layout, another neighbour on the host), so an interval must resample segments
-first and steps inside them second.
+do (another process gets another memory layout, another neighbour on the host), so an interval must resample them first
+and steps inside them second. Segments that ran next to each other form a block, which is compared within itself.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from effprof.metrics.intervals import (
 
 Array = NDArray[np.float64]
 Outcome = Literal["ok", "out_of_memory", "failed", "timeout"]
-MIN_SEGMENTS = 2  # of each side; one says nothing about how processes differ
+MIN_BLOCKS = 2  # of one segment each side; one says nothing about how processes differ
 NOISE = 0.01  # relative: smaller differences are not worth a change, and a busy host's drift reaches them
 LOSS_TOLERANCE = 0.01  # relative: rounding of another precision moves a loss by less, damage by more
 LOSS_SPREADS = 3.0  # standard deviations between segments of the unchanged training that damage must exceed
 NORMAL_975 = 1.959964
+SMALL_T_975 = (12.706, 4.303, 3.182, 2.776)  # Student's t, 1 … 4 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -85,31 +86,32 @@ class LossComparison:
 
 
 def speed_gain(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) -> float:
-    """Ratio of the median rates over segments, minus 1; NaN without a segment on either side."""
-    if not before or not after:
-        return math.nan
-    return float(np.median([each.rate for each in after]) / np.median([each.rate for each in before])) - 1
+    """Geometric mean over blocks of after's rate ÷ before's, minus 1; NaN without a block.
+
+    Args:
+        before: segments without the change, in the order of their blocks.
+        after: segments with it; number i of both ran next to each other, so that what slows the machine for a while
+            slows both.
+    """
+    ratios = [math.log(changed.rate / own.rate) for own, changed in zip(before, after, strict=False)]
+    return math.expm1(float(np.mean(ratios))) if ratios else math.nan
 
 
 def gain_interval(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) -> Interval | None:
-    """95 % interval of `speed_gain` from a bootstrap in two stages: segments, then blocks of steps inside them.
+    """95 % interval of `speed_gain` from a bootstrap in two stages: whole blocks, then runs of steps in each segment.
 
     With few clusters a bootstrap's spread is too small by sqrt((n − 1) / n) and its tails are those of a t
     distribution (Cameron, Gelbach, Miller 2008); the deviations are stretched by both.
 
     Returns:
-        None below two segments of either side, or where a segment has fewer than five steps.
+        None below two blocks, or where a segment has fewer than five steps.
     """
-    if min(len(before), len(after)) < MIN_SEGMENTS:
-        return None
-    if min(len(each.counts) for each in (*before, *after)) < MIN_STEPS:
+    blocks = list(zip(before, after, strict=False))
+    if len(blocks) < MIN_BLOCKS or min(len(each.counts) for pair in blocks for each in pair) < MIN_STEPS:
         return None
     centre = math.log1p(speed_gain(before, after))
-    deviations = np.log(_median_rates(after, 1)) - np.log(_median_rates(before, 0)) - centre
-    smaller = min(len(before), len(after))
-    freedom = len(before) + len(after) - 2
-    stretch = math.sqrt(smaller / (smaller - 1)) * _t_quantile(freedom) / NORMAL_975
-    middle = percentiles(centre + stretch * deviations)
+    stretch = math.sqrt(len(blocks) / (len(blocks) - 1)) * _t_quantile(len(blocks) - 1) / NORMAL_975
+    middle = percentiles(centre + stretch * (_mean_log_ratios(blocks) - centre))
     return None if middle is None else (math.expm1(middle[0]), math.expm1(middle[1]))
 
 
@@ -137,14 +139,20 @@ def compare_losses(before: Sequence[SegmentResult], after: Sequence[SegmentResul
     return LossComparison(was, became, difference, allowed, steps, not difference <= allowed)
 
 
-def _median_rates(segments: Sequence[SegmentResult], salt: int) -> Array:
-    """Resampled medians over segments, shape (replicates,)."""
-    rates = np.stack([ratio_replicates(each.counts, each.seconds, place) for place, each in enumerate(segments)])
-    draw = np.random.default_rng((SEED, salt))
-    shape = (REPLICATES, len(segments))
-    picked = rates[draw.integers(0, len(segments), shape), draw.integers(0, REPLICATES, shape)]
-    medians: Array = np.median(picked, axis=1)
-    return medians
+def _mean_log_ratios(blocks: Sequence[tuple[SegmentResult, SegmentResult]]) -> Array:
+    """Resampled means over blocks of log(after ÷ before), shape (replicates,)."""
+    ratios = np.stack(
+        [
+            np.log(ratio_replicates(changed.counts, changed.seconds, 2 * place + 1))
+            - np.log(ratio_replicates(own.counts, own.seconds, 2 * place))
+            for place, (own, changed) in enumerate(blocks)
+        ]
+    )
+    draw = np.random.default_rng(SEED)
+    shape = (REPLICATES, len(blocks))
+    picked = ratios[draw.integers(0, len(blocks), shape), draw.integers(0, REPLICATES, shape)]
+    means: Array = picked.mean(axis=1)
+    return means
 
 
 def _standard_error(values: Array) -> float:
@@ -153,11 +161,8 @@ def _standard_error(values: Array) -> float:
 
 
 def _t_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t by its expansion in 1 / degrees of freedom (Abramowitz, Stegun 26.7.5)."""
-    z = NORMAL_975
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum((term / freedom**power for power, term in enumerate(terms, start=1)), 0.0)
+    """97.5 % quantile of Student's t."""
+    if freedom <= len(SMALL_T_975):
+        return SMALL_T_975[freedom - 1]
+    z = NORMAL_975  # expansion in 1 / degrees of freedom (Abramowitz, Stegun 26.7.5)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
