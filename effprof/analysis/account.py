@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from effprof.analysis.windows import WindowShares, book_profiling, window_shares
 from effprof.runlog.parallel import in_order
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import PHASES, STEP_PHASES
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 Array = NDArray[np.float64]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +23,9 @@ from effprof.analysis.steps import JobSteps, job_steps, world_size
 from effprof.analysis.waterfall import Facts, make_waterfall
 from effprof.analysis.windows import window_accounts, window_families
 from effprof.runlog.reader import Run
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 MAX_PER_CODE = 5  # distinct messages of one kind that are listed
 

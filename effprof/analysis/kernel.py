@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,9 +28,11 @@ from effprof.analysis.model import (
 )
 from effprof.errors import EffprofError
 from effprof.hardware.catalog import Accelerator, lookup
-from effprof.trace.account import KernelAccount, account_traces
 from effprof.trace.folder import is_trace_path
 from effprof.trace.summary import Family, RankKernels, Split
+
+if TYPE_CHECKING:
+    from effprof.trace.account import KernelAccount
 
 __all__ = ["analyze_traces", "is_trace_path", "to_analysis", "truncation_error"]
 
@@ -45,6 +48,8 @@ def analyze_traces(path: str) -> tuple[Analysis, EffprofError | None]:
     Raises:
         EffprofError: nothing there, or a trace that cannot be read.
     """
+    from effprof.trace.account import account_traces  # a run's own record is analysed without the trace engine
+
     account = account_traces(path)
     return to_analysis(account, path), truncation_error(account)
 

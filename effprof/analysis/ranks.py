@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,9 @@ from effprof.analysis.steps import JobSteps, column, seconds_in
 from effprof.runlog.parallel import in_order
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import STEP_PHASES
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 Array = NDArray[np.float64]
 _SPREAD_PHASES = ("input_wait", "forward", "backward")

@@ -17,8 +17,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from effprof.errors import EffprofError
 
 RUN_FILE = "run.json"
@@ -51,6 +49,8 @@ def node_file(node: int) -> str:
 
 def process_start_s() -> float:
     """Unix time at which this process was started."""
+    import psutil  # takes a while, and only those who write a log need it
+
     return float(psutil.Process().create_time())
 
 
@@ -85,6 +85,8 @@ def choose_run_id(
     if world_size > 1 and "LOCAL_WORLD_SIZE" in env:
         if env["LOCAL_WORLD_SIZE"] == env.get("WORLD_SIZE", str(world_size)):
             # one launcher (torchrun's agent) started every rank: its pid and birth are known to all of them
+            import psutil
+
             parent = psutil.Process(os.getppid())
             return _stamp(parent.create_time(), parent.pid)
     elif world_size == 1 or (nodes == 1 and own_id):
