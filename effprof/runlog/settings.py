@@ -161,6 +161,7 @@ GROUPS = (
         ("use_distributed_sampler", BOOL, "whether Lightning shards the sampler"),
         ("reload_dataloaders_every_n_epochs", INT, "0: loaders are made once"),
         ("barebones", BOOL, "the Trainer's barebones mode"),
+        ("trial", "object", "what a trial changed and could not change; absent in a training of one's own"),
     ),
     _group(
         "config",
@@ -242,6 +243,7 @@ ENVIRONMENT = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_HIP_ALLOC_CONF",
     "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "PYTORCH_ENABLE_MPS_FALLBACK",
     "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUDA_LAUNCH_BLOCKING",
     "CUDA_MODULE_LOADING",

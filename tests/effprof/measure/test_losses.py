@@ -90,3 +90,30 @@ def test_losses_on_a_device_arrive_late_and_in_groups() -> None:
     record.send()
     arrived = dict(record.poll(until=40, wait=True))
     assert np.array_equal([arrived[sequence]["loss"] for sequence in range(40)], np.arange(40.0))
+
+
+def test_losses_that_travel_in_one_copy_come_back_to_their_steps() -> None:
+    record = LossRecord(takes_mean=False)
+    record.scale = lambda: torch.tensor(8.0)
+    # what `add` keeps of losses on a device; host tensors pass through the copies as they are
+    for sequence, value in ((0, 1.0), (0, 2.0), (1, 5.0)):
+        record._waiting.append((sequence, torch.tensor(value, dtype=torch.bfloat16)))
+    record.send()
+    assert record._waiting == []
+    assert record.poll(until=2) == [(0, {"loss": 3.0}), (1, {"loss": 5.0})]
+    assert record.facts()["grad_scale"] == 8.0
+
+
+def test_losses_wait_until_there_are_enough_of_them() -> None:
+    record = LossRecord()
+    record.end_step()
+    record._waiting.append((0, torch.tensor(1.0)))
+    record.end_step()  # the first one has waited for ever
+    assert record.poll(until=1) == [(0, {"loss": 1.0})]
+    record._copied_ns = 1 << 62
+    for sequence in range(1, 17):
+        record._waiting.append((sequence, torch.tensor(1.0)))
+        assert len(record._waiting) == sequence
+        record.end_step()
+    assert record._waiting == []
+    assert len(record.poll(until=17)) == 16
