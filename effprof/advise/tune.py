@@ -33,7 +33,7 @@ from effprof.runlog.reader import open_run
 SCHEMA = "effprof.tune/1"
 MEASURED_SHARE, MIN_MEASURED_S, MAX_MEASURED_S = 1 / 20, 3.0, 30.0  # of the budget, stepping in a measuring trial
 VERIFIED_SHARE = 0.25  # of the budget at most for one change, so that one that can't be decided leaves time for others
-MIN_VERIFICATION_S = 20.0  # two short processes of each side; less can't carry an interval
+MIN_VERIFICATION_S = 60.0  # three short processes of each side that take ten seconds to start; fewer decide little
 
 
 class TunedRate(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -136,7 +136,7 @@ class _Tuning:
             if finding is None:
                 self.stopped = "no finding above the noise is left to try"
                 break
-            if self.left_s - self.reserve_s < MIN_VERIFICATION_S:
+            if self.tried and self.left_s - self.reserve_s < MIN_VERIFICATION_S:
                 self.stopped = f"the budget of {self.budget_s:.0f} s is used up"
                 break
             if self.try_finding(finding):
@@ -186,7 +186,7 @@ class _Tuning:
             self.folder / finding.id,
             base=self.changes,
             finding=finding,
-            budget_s=min(self.left_s - self.reserve_s, self.budget_s * VERIFIED_SHARE),
+            budget_s=min(self.left_s - self.reserve_s, max(MIN_VERIFICATION_S, self.budget_s * VERIFIED_SHARE)),
             progress=lambda text: self.progress(f"  {text}"),
         )
         is_kept = verification.is_good and not verification.is_interrupted
