@@ -37,7 +37,11 @@ ACCOUNT_COLORS = {
 OTHER_COLOR = "--c-other"
 MAX_ROWS = 128
 MAX_EVENTS = 60
-BAR_NAMES = {"forward_backward": "forward + backward below peak", "low_efficiency_gemm": "matmuls below peak"}
+BAR_NAMES = {
+    "forward_backward": "forward + backward below peak",
+    "low_efficiency_gemm": "matmuls below peak",
+    "memory_bound_gemm": "matmuls bound by memory bandwidth",
+}
 # Bars of the waterfall under this share of the peak are drawn as one.
 SMALL_BAR = 0.0005
 

@@ -10,6 +10,7 @@ SMALL_SHARE = 0.0005
 _LABELS = {
     "forward_backward": "inside forward + backward",
     "low_efficiency_gemm": "matmuls below peak",
+    "memory_bound_gemm": "matmuls bound by memory bandwidth",
     "memory_bound_kernels": "memory-bound kernels",
     "non_matmul": "other non-matmul kernels",
     "clock_derating": "clocks below boost",

@@ -21,7 +21,7 @@ from effprof.analysis.outcome import outcome
 from effprof.analysis.ranks import measure_ranks
 from effprof.analysis.steps import JobSteps, job_steps, world_size
 from effprof.analysis.waterfall import Facts, make_waterfall
-from effprof.analysis.windows import window_accounts, window_families
+from effprof.analysis.windows import matrix_work, window_accounts, window_families
 from effprof.runlog.reader import Run
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def examine(
             Facts(
                 recompute_share=run.record.flops.recompute_share,
                 families=window_families(run),
+                matrix_work=matrix_work(kernels),
                 derating=measure_derating(run, steps, peak.flops_per_s),
             ),
         ),

@@ -157,7 +157,13 @@ class MoeLayer(msgspec.Struct, kw_only=True):
         str, _says("`expert_parallel_rank`, or `expert` where it is not known which experts share a rank")
     ] = "expert"
     dropped_share: Annotated[float | None, _says("assignments dropped ÷ assignments made")] = None
-    capacity_padding_share: Annotated[float | None, _says("capacity slots without a token ÷ slots")] = None
+    capacity_padding_share: Annotated[
+        float | None,
+        _says(
+            "capacity slots without a token ÷ slots; null unless `run.model.expert_capacity` is on record: no router "
+            "read so far computes empty slots (the Switch layers of transformers skip them)"
+        ),
+    ] = None
 
 
 class Moe(msgspec.Struct, kw_only=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from effprof.analysis.clocks import Derating
 from effprof.analysis.model import Account, Bar, Efficiency, Evidence
+from effprof.analysis.windows import MatrixWork
 
 # Time in which the device computes; the other lines of the account are bars of their own.
 COMPUTE_LINES = ("step.forward", "step.backward", "step.optimizer")
@@ -17,6 +18,7 @@ MATRIX_FAMILIES = ("gemm", "grouped_gemm", "attention", "convolution")
 MEMORY_BOUND_FAMILIES = ("normalisation", "elementwise", "reduction", "embedding", "memory")
 NOT_SPLIT = "forward_backward"
 LOW_EFFICIENCY = "low_efficiency_gemm"
+MEMORY_BOUND_MATMULS = "memory_bound_gemm"
 _TINY = 1e-12
 _ROUNDING = 1e-9
 
@@ -29,11 +31,13 @@ class Facts:
         recompute_share: recomputed over model FLOPs; None where unknown.
         families: family → seconds of device time in the kernel windows, nothing counted twice; empty without one.
         derating: how far clocks lay below the one that the peak assumes; None where not recorded.
+        matrix_work: family → what its kernels achieved where their shapes are recorded.
     """
 
     recompute_share: float | None = None
     families: Mapping[str, float] = field(default_factory=dict)
     derating: Derating | None = None
+    matrix_work: Mapping[str, MatrixWork] = field(default_factory=dict)
 
 
 def make_waterfall(account: Account, efficiency: Efficiency, facts: Facts) -> list[Bar]:
@@ -63,6 +67,7 @@ def make_waterfall(account: Account, efficiency: Efficiency, facts: Facts) -> li
         *_redundant_bars(efficiency, facts, used, wall_s),
         *_clock_bars(facts, inside, wall_s),
         *_family_bars(account, compute, facts, wall_s),
+        *_matmul_bars(inside, efficiency, facts, wall_s),
     ):
         share = min(bar.share, rest)  # FLOPs and clocks are estimates: together they can't take more than there is
         rest -= share
@@ -141,6 +146,32 @@ def _family_bars(account: Account, compute: tuple[str, ...], facts: Facts, wall_
     return bars
 
 
+def _matmul_bars(inside: float, efficiency: Efficiency, facts: Facts, wall_s: float) -> list[Bar]:
+    """What memory bandwidth alone keeps matrix products of the recorded shapes from, by the roofline.
+
+    At FLOP/s f and roofline share r of a peak p, a family in time t could end in t · r, while its FLOPs at peak take
+    t · f / p; the difference is bandwidth's. A family's shapes are taken together, so it is the least there can be.
+    """
+    total = sum(facts.families.values())
+    peak = efficiency.mfu.peak_flops_per_s if facts.matrix_work else None
+    if total <= 0 or not peak:
+        return []
+    share, evidence = 0.0, []
+    for family in MATRIX_FAMILIES:
+        work, part = facts.matrix_work.get(family), facts.families.get(family, 0.0) / total
+        if work is None or part <= 0:
+            continue
+        bound = max(0.0, min(work.roofline_share, 1.0) - work.flops_per_s / peak)
+        if bound > _ROUNDING:
+            share += inside * part * bound
+            evidence += [
+                Evidence(metric=f"kernel window: {family}", value=part, unit="of device time"),
+                Evidence(metric=f"{family} bandwidth, at least", value=work.bytes_per_s, unit="bytes/s"),
+                Evidence(metric=f"{family} roofline_share", value=work.roofline_share, unit="of attainable FLOP/s"),
+            ]
+    return [_bar(MEMORY_BOUND_MATMULS, share, wall_s, evidence)] if evidence else []
+
+
 def _rest_bar(rest: float, inside: float, used: float, wall_s: float, facts: Facts) -> Bar:
     evidence = [
         Evidence(metric="time computing", value=inside, unit="of wall clock"),
@@ -151,6 +182,13 @@ def _rest_bar(rest: float, inside: float, used: float, wall_s: float, facts: Fac
         return _bar(NOT_SPLIT, rest, wall_s, evidence)
     matmul = sum(facts.families.get(family, 0.0) for family in MATRIX_FAMILIES) / total
     evidence.insert(0, Evidence(metric="kernel window: matmuls", value=matmul, unit="of device time"))
+    for family in MATRIX_FAMILIES:
+        work = facts.matrix_work.get(family)
+        if work is not None:
+            evidence += [
+                Evidence(metric=f"{family} achieved", value=work.flops_per_s, unit="FLOP/s"),
+                Evidence(metric=f"{family} roofline_share", value=work.roofline_share, unit="of attainable FLOP/s"),
+            ]
     return _bar(LOW_EFFICIENCY, rest, wall_s, evidence)
 
 

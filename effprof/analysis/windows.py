@@ -9,8 +9,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from effprof.analysis.kernel import add_roofline
 from effprof.analysis.model import Warning
 from effprof.analysis.steps import column
+from effprof.errors import EffprofError
+from effprof.hardware.catalog import Accelerator, lookup
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import STEP_PHASES, Kernels
 from effprof.trace.summary import RankKernels
@@ -92,10 +95,49 @@ def window_accounts(run: Run) -> tuple[dict[str, RankKernels], list[Warning]]:
                 warnings += [Warning(code="kernel_window", message=message) for message in line.problems]
                 if line.account:
                     try:
-                        accounts[str(rank.header.rank)] = msgspec.convert(line.account, RankKernels)
+                        found = msgspec.convert(line.account, RankKernels)
                     except msgspec.ValidationError as error:
                         warnings.append(Warning(code="kernel_window", message=f"a window can't be read: {error}"))
+                        continue
+                    add_roofline(found, _catalogue_row(rank))
+                    accounts[str(rank.header.rank)] = found
     return accounts, warnings
+
+
+def _catalogue_row(rank: RankLog) -> Accelerator | None:
+    device = rank.header.device
+    facts = {name: device[name] for name in ("memory_bytes", "compute_units") if isinstance(device.get(name), int)}
+    try:
+        return lookup(str(device.get("name") or ""), **facts)
+    except EffprofError:
+        return None
+
+
+@dataclass(frozen=True)
+class MatrixWork:
+    """What the kernels of one matrix family achieved where their shapes are recorded, means over their time.
+
+    Attributes:
+        flops_per_s: executed FLOP/s.
+        bytes_per_s: operands and result once: a lower bound.
+        roofline_share: achieved FLOP/s over what peak and memory bandwidth allow.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    roofline_share: float
+
+
+def matrix_work(accounts: Mapping[str, RankKernels]) -> dict[str, MatrixWork]:
+    """Family → its work over the ranks' kernel windows; families without shapes or roofline are left out."""
+    sums: dict[str, Array] = {}
+    for account in accounts.values():
+        for name, family in account.kernels.items():
+            figures = (family.flops_per_s, family.bytes_per_s, family.roofline_share)
+            if family.shaped_s and None not in figures:
+                weighted = family.shaped_s * np.array([1.0, *figures], np.float64)
+                sums[name] = sums.get(name, np.zeros(4)) + weighted
+    return {name: MatrixWork(*(total[1:] / total[0]).tolist()) for name, total in sums.items()}
 
 
 def _shares(windows: Iterable[Kernels]) -> WindowShares:

@@ -15,6 +15,7 @@ from effprof.analysis.model import ACCOUNT_LINES, Account, Analysis, Efficiency
 from effprof.analysis.waterfall import Facts, make_waterfall
 from effprof.runlog.reader import open_run
 from effprof.runlog.schema import FlopsRecord, Kernels, Probe, RunRecord, Telemetry
+from effprof.trace.summary import Family, Idle, RankKernels
 
 ORIGIN_NS = 5_000_000_000_000  # as in conftest
 
@@ -123,6 +124,48 @@ def test_a_kernel_window_stands_for_the_steady_steps(hand_made: Any, tmp_path: A
     assert bars["exposed_communication"] == pytest.approx(9.9 * 0.1 / result.account.wall_s)
     assert "forward_backward" not in bars
     assert bars["low_efficiency_gemm"] > 0
+
+
+def test_matmuls_of_recorded_shapes_are_held_against_the_roofline(hand_made: Any, tmp_path: Any) -> None:
+    peak = {"flops_per_s": 989.4e12, "dtype": "bf16", "source": "datasheet", "kind": "datasheet"}
+    run = hand_made(tmp_path / "run").record(
+        flops=FlopsRecord(conventions={"exact": {"tokens": 1e11}}, source="closed_form", recompute_share=0.0),
+        hardware={"name": "NVIDIA H100 80GB HBM3", "peak": peak},
+    )
+    # 100 TFLOP/s with 2.345e12 bytes/s: 70 % of the H100's 3.35e12 bytes/s, but 10.1 % of its FLOP/s
+    gemm = Family(
+        count=10,
+        total_s=0.1,
+        union_s=0.1,
+        share=0.5,
+        shaped_s=0.1,
+        flops_per_s=100e12,
+        bytes_per_s=2.345e12,
+        dtypes={"bf16": 1.0},
+    )
+    account = RankKernels(
+        window_s=0.3,
+        compute_s=0.21,
+        communication_s=0.0,
+        communication_exposed_s=0.0,
+        memory_copy_s=0.0,
+        memory_copy_exposed_s=0.0,
+        idle_s=0.09,
+        idle=Idle(),
+        kernels={"gemm": gemm},
+    )
+    window = kernels(WINDOW, families={"gemm": 0.1, "elementwise": 0.1}, account=msgspec.to_builtins(account))
+    run.rank([run.step() for _ in range(100)], lines=[window])
+    result = analyze(open_run(str(run.path)))
+    assert_closes(result)
+    assert result.kernel_account["0"].kernels["gemm"].roofline_share == pytest.approx(0.7)
+    bars = {bar.name: bar for bar in result.waterfall}
+    lines = result.account.lines
+    computing = sum(lines[f"step.{name}"] for name in ("forward", "backward", "optimizer")) / result.account.wall_s
+    assert bars["memory_bound_gemm"].share == pytest.approx(computing * 0.5 * (0.7 - 100 / 989.4))
+    shown = {one.metric: one.value for one in bars["low_efficiency_gemm"].evidence}
+    assert shown["gemm roofline_share"] == pytest.approx(0.7)
+    assert shown["gemm achieved"] == 100e12
 
 
 def test_profiled_steps_are_never_steady_and_their_excess_is_effprofs(hand_made: Any, tmp_path: Any) -> None:
