@@ -5,7 +5,7 @@ from __future__ import annotations
 from effprof.advise.facts import config, device_type, needs_accelerator, step_share, telemetry_mean
 from effprof.advise.gains import clip_gain, gain_from_removed_share
 from effprof.advise.over_time import median_of_phase, median_step_seconds, phase_bins
-from effprof.advise.rule import Match, Missing, NotApplicable, Threshold, rule
+from effprof.advise.rule import Match, Missing, Threshold, rule
 from effprof.analysis.model import Analysis, Evidence, Gain
 
 MAX_WORKERS = 8
@@ -180,18 +180,7 @@ def pageable_copies(run: Analysis) -> Match | None:
 )
 def workers_are_not_kept(run: Analysis) -> Match | None:
     """Excess input wait of the steps that open an epoch, from the second epoch on."""
-    if int(config(run, "num_workers")) == 0 or bool(config(run, "persistent_workers")):
-        return None
-    per_epoch = int(config(run, "train_batches")) // max(1, int(config(run, "accumulate")))
-    if per_epoch < 2 or run.efficiency.steps.total <= per_epoch:
-        raise NotApplicable
-    bins, usual = phase_bins(run, "input_wait"), median_of_phase(run, "input_wait")
-    excess = sum(
-        max(0.0, wait - usual) * (last - first + 1)
-        for first, last, wait in bins
-        if _opens_epoch(first, last, per_epoch)
-    )
-    share = excess / (run.efficiency.steps.total * median_step_seconds(run) + excess)
+    share, per_epoch = _epoch_start_share(run)
     if not EPOCH_START.is_crossed(share):
         return None
     return Match(
@@ -204,6 +193,20 @@ def workers_are_not_kept(run: Analysis) -> Match | None:
         },
         changes={"persistent_workers": True},
     )
+
+
+def _epoch_start_share(run: Analysis) -> tuple[float, int]:
+    """Excess wait of epochs' first steps ÷ step time, and steps per epoch; 0 with kept workers or a single epoch."""
+    if int(config(run, "num_workers")) == 0 or bool(config(run, "persistent_workers")):
+        return 0.0, 0
+    per_epoch = int(config(run, "train_batches")) // max(1, int(config(run, "accumulate")))
+    steps = run.efficiency.steps.total
+    if per_epoch < 2 or steps <= per_epoch:
+        return 0.0, per_epoch
+    bins, usual = phase_bins(run, "input_wait"), median_of_phase(run, "input_wait")
+    opening = [(last - first + 1, wait) for first, last, wait in bins if _opens_epoch(first, last, per_epoch)]
+    excess = sum(max(0.0, wait - usual) * count for count, wait in opening)
+    return excess / (steps * median_step_seconds(run) + excess), per_epoch
 
 
 def _opens_epoch(first: int, last: int, per_epoch: int) -> bool:
@@ -237,8 +240,8 @@ def short_queue(run: Analysis) -> Match | None:
     workers = int(config(run, "num_workers"))
     if workers == 0 or workers < wanted_workers(int(config(run, "host_cpus"))) or not WAIT.is_crossed(share):
         return None
-    if workers_are_not_kept(run) is not None:
-        return None
+    if EPOCH_START.is_crossed(_epoch_start_share(run)[0]):
+        return None  # kept workers come first
     ahead = int(config(run, "prefetch_factor"))
     usual = median_of_phase(run, "input_wait") / median_step_seconds(run)
     if not USUAL_WAIT.is_crossed(usual) or ahead >= 8:

@@ -1,0 +1,45 @@
+"""Rules on the measurement: each with a run that provokes it, and a control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.advised_runs import CPU, assert_bounded, found, host_load
+
+
+@pytest.fixture
+def make(tmp_path: Path, hand_made: Any) -> Any:
+    def run(name: str, steps: int = 60, hardware: Any = None, **rank: Any) -> Any:
+        made = hand_made(tmp_path / name, name).record(**({"hardware": hardware} if hardware else {}))
+        return made.rank([made.step()] * steps, **rank)
+
+    return run
+
+
+def test_above_the_peak(make: Any) -> None:
+    low = {"peak": {"flops_per_s": 1e8, "dtype": "bf16", "source": "datasheet", "kind": "datasheet"}}
+    finding = found(make("a", hardware=low), "meas-above-peak")
+    assert finding is not None
+    assert finding.gain.bound == 0
+    assert found(make("b"), "meas-above-peak") is None
+
+
+def test_few_steps(make: Any) -> None:
+    assert found(make("a", steps=3), "meas-few-steps") is not None
+    assert found(make("b"), "meas-few-steps") is None
+
+
+def test_no_telemetry(make: Any) -> None:
+    assert found(make("a"), "meas-telemetry") is not None
+    assert found(host_load(make("b"), 50), "meas-telemetry") is None
+    assert found(make("cpu", device=CPU), "meas-telemetry") is None
+
+
+def test_own_overhead(make: Any) -> None:
+    finding = found(make("a", tail=[("effprof", 1.0)]), "meas-overhead")
+    assert finding is not None
+    assert_bounded(finding)
+    assert found(make("b", tail=[("effprof", 0.01)]), "meas-overhead") is None
