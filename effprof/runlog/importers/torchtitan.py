@@ -1,0 +1,30 @@
+"""torchtitan and its forks: one line a step with rates per device.
+
+The line is `MetricsProcessor.log`'s; MFU is against the peak that torchtitan knows of the chip, an A100's where it
+knows none. https://github.com/pytorch/torchtitan/blob/main/torchtitan/components/metrics.py
+"""
+
+from __future__ import annotations
+
+from effprof.runlog.importers.table import Column, LineFormat
+
+FORMAT = LineFormat(
+    name="torchtitan",
+    framework="torchtitan",
+    step=r"\bstep:\s*(?P<step>{n})\s+(?:\S*loss\S*:\s*\S+\s+).*\btps:",
+    columns={
+        "loss": Column(r"\bloss:\s*{n}"),
+        "memory_bytes": Column(r"\bmemory:\s*{n}\s*GiB", 2**30),
+        "tokens_per_s_per_device": Column(r"\btps:\s*{n}"),
+        "tflops_per_device": Column(r"\btflops:\s*{n}"),
+        "mfu": Column(r"\bmfu:\s*{n}\s*%", 1e-2),
+    },
+    facts={
+        "world_size": r"\bworld[_ ]size\s*[=:]\s*(\d+)",
+        "device": r"(?:CUDA|XPU|HIP|NPU|GPU) capacity:\s*(.+?) with [\d.]+ ?GiB",
+        "micro_batch": r"\blocal batch size:?\s*(\d+)",
+        "global_batch": r"\bglobal batch size:?\s*(\d+)",
+        "sequence_length": r"\bsequence length:?\s*(\d+)",
+        "parameters": r"\bsize:\s*([\d,]+) total parameters",
+    },
+)
