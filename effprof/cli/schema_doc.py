@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from effprof.advise import listing, recommend
+from effprof.advise import listing, recommend, tune, verification
 from effprof.analysis import check, schema_doc
 from effprof.analysis.schema_doc import Document
 
@@ -15,6 +15,8 @@ DOCUMENTS = (
     Document(check.SCHEMA, "effprof check --json", check.Check),
     Document(recommend.SCHEMA, "effprof recommend --json", recommend.Recommendations),
     Document(listing.SCHEMA, "effprof rules --json", listing.Rules),
+    Document(verification.SCHEMA, "effprof verify --json", verification.Verification),
+    Document(tune.SCHEMA, "effprof tune --json", tune.Tuned),
 )
 
 
