@@ -98,6 +98,14 @@ def peak_memory_share(run: Analysis) -> float:
     return max(peaks) / memory_bytes(run)
 
 
+def memory_part(run: Analysis, name: str) -> float:
+    """A part of the allocator's peak, such as `activations_bytes`, ÷ the peak, 0 … 1."""
+    value, peak = getattr(run.memory, name), run.memory.peak_allocated_bytes
+    if value is None or not peak:
+        raise Missing(f"memory.{name}", "train past the first step on a device with a caching allocator")
+    return float(value / peak)
+
+
 def micro_batches_per_step(run: Analysis) -> int:
     """Micro-batches that one optimizer step accumulates."""
     return int(config(run, "accumulate"))
