@@ -8,6 +8,7 @@ from tabulate import tabulate
 from effprof.advise.tune import Tuned, TunedRate, TuneStep
 from effprof.advise.verification import CONFIRMED, FAILED, Obtained, Verification
 from effprof.analysis.model import Gain
+from effprof.reports.markdown_elements import escape
 from effprof.reports.text import NOT_MEASURED, clean, duration, plural, rate, wrap
 
 _WORDS = {CONFIRMED: "confirmed", FAILED: "failed", "refuted": "refuted", "no_difference": "no difference"}
@@ -23,7 +24,8 @@ def render_verification(verification: Verification, *, as_json: bool = False, as
     title = f"effprof verify: {_verdict(verification)}"
     facts = _facts(verification)
     if as_markdown:
-        table = tabulate(facts, headers=("", ""), tablefmt="github", disable_numparse=True)
+        escaped = [(label, escape(text)) for label, text in facts]
+        table = tabulate(escaped, headers=("", ""), tablefmt="github", disable_numparse=True)
         return "\n\n".join([f"### {title}", table, _segments(verification, "github")]) + "\n"
     lines = [line for label, text in facts for line in wrap(text, label)]
     return "\n".join([title, *lines, "", _segments(verification, "plain")]) + "\n"
@@ -45,7 +47,7 @@ def render_tuned(tuned: Tuned, *, as_json: bool = False, as_markdown: bool = Fal
     if as_markdown:
         table = tabulate(rows, headers=_HEADS, tablefmt="github", disable_numparse=True) if rows else ""
         code = "```python\n" + "\n".join(snippets) + "\n```" if snippets else ""
-        parts = [f"### {title}", table, *(f"- {note}" for note in notes), code, clean(end)]
+        parts = [f"### {title}", table, *(f"- {escape(note)}" for note in notes), code, escape(clean(end))]
         return "\n\n".join(part for part in parts if part) + "\n"
     plain = tabulate(rows, headers=_HEADS, tablefmt="plain", disable_numparse=True).splitlines() if rows else []
     body = [title, "", *plain, *([""] if plain else []), *(line for note in notes for line in wrap(note, "", 2))]

@@ -1,8 +1,9 @@
 """A stand-in for a training command that costs no time: answers EFFPROF_TRIAL with a run whose speeds are known.
 
-    python recorded_training.py WORKERS_RATIO
+    python recorded_training.py WORKERS_RATIO [drifting]
 
-Without a change a step takes 0.1 s, half of it waiting for input; `num_workers` changes the step's time by the ratio.
+Without a change a step takes 0.1 s, half of it waiting for input; `num_workers` changes the step's time by the ratio,
+`gc_every_n_steps` takes a fifth away. On a drifting machine both together are slow when the whole is tested.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ request = json.loads(os.environ["EFFPROF_TRIAL"])
 changes = request["changes"]
 has_workers = changes.get("num_workers", 0) > 0
 ratio = float(sys.argv[1]) if has_workers else 1.0
+ratio *= 0.8 if "gc_every_n_steps" in changes else 1.0
+if "drifting" in sys.argv and "whole" in Path(request["run_dir"]).parts and changes:
+    ratio = 1.2
 wait = 0.05 if not has_workers else 0.0
 draw = random.Random(request["run_dir"])
 own = 1 + 0.004 * draw.gauss(0, 1)
