@@ -23,6 +23,8 @@ _TRIES = 3  # cuts tried by the end of a group before it is scanned from its sta
 
 _LIST_KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BOUNDARY = re.compile(rb"\}\s*,\s*(?=\{)")
+_LIST_END = re.compile(rb"\}\s*(?=\])")
+_TAIL_BYTES = 64 << 10  # of the file's end, searched for the end of the list
 # A string that does not end runs to the end of what is there: brackets in it are not brackets.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
 _MOST_DEPTH = 1000
@@ -133,6 +135,18 @@ class EventStream:
 
     def _finish(self, buffer: bytes) -> Iterator[list[Event]]:
         """The last group: up to the list's end where there is one, else up to the last whole event."""
+        whole = _whole_list(buffer)
+        if whole is not None:
+            events, list_end = whole
+            self.events += len(events)
+            yield events
+            self._read_frame(buffer[list_end + 1 :])
+            self.is_truncated |= self.source.is_cut
+            return
+        yield from self._finish_slowly(buffer)
+
+    def _finish_slowly(self, buffer: bytes) -> Iterator[list[Event]]:
+        """The same, by every bracket and string, for what is cut off or holds what no profiler writes."""
         brace, list_end = self._scan(buffer)
         if brace:
             try:
@@ -211,6 +225,21 @@ def _fill(buffer: bytes, wanted: int, blocks: Iterator[bytes]) -> tuple[bytes, b
         parts.append(block)
         size += len(block)
     return b"".join(parts), False
+
+
+def _whole_list(buffer: bytes) -> tuple[list[Event], int] | None:
+    """(events, the bracket that ends their list), where that bracket is one of the last of `buffer`; else None.
+
+    A bracket whose head decodes as a list of events ends the list: in a string, a nested object or behind the list
+    none does.
+    """
+    found = list(_LIST_END.finditer(buffer, max(0, len(buffer) - _TAIL_BYTES)))
+    for end in reversed(found[-_TRIES:]):
+        try:
+            return decode(memoryview(buffer)[: end.start() + 1]), end.end()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+    return None
 
 
 def _last_boundary(buffer: bytes, end: int) -> tuple[int, int] | None:
