@@ -114,7 +114,7 @@ class HandMadeRun:
         for number, step in enumerate(steps, start=first_step):
             row: dict[str, float | int | None] = {"step": number}
             for name, value in step.items():
-                is_time = name not in (*COUNTERS, "step", "loss")
+                is_time = name not in (*COUNTERS, "step", "loss", "profiled")
                 row[f"{name}_ns" if is_time else name] = round(value * 1e9) if is_time and value is not None else value
             now += sum(int(v or 0) for k, v in row.items() if k.endswith("_ns") and not k.startswith("device_"))
             row["end_ns"] = now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from effprof.advise.facts import needs_accelerator, wall_share
 from effprof.advise.gains import gain_from_removed_share, no_gain
-from effprof.advise.rule import Match, Threshold, rule
+from effprof.advise.rule import Match, NotApplicable, Threshold, rule
 from effprof.analysis.model import Analysis, Evidence
 
 ABOVE_PEAK = Threshold(
@@ -23,6 +23,7 @@ READINGS = Threshold(
 OVERHEAD = Threshold(
     "account.effprof ÷ wall clock", 0.01, "share of wall clock", "the profiler's own goal is below a thousandth"
 )
+OVERHEAD_S = Threshold("account.effprof", 5, "s", "starting and closing a record takes a second or two, once")
 
 
 @rule(
@@ -109,8 +110,8 @@ def no_telemetry(run: Analysis) -> Match | None:
     area="measurement",
     title="the profiler itself takes a share of the run",
     symptom="effprof's own line of the account is large",
-    thresholds=[OVERHEAD],
-    lever="record kernel windows less often, count tokens on every Nth batch",
+    thresholds=[OVERHEAD, OVERHEAD_S],
+    lever="record kernel windows less often",
     frameworks={"lightning": "EfficiencyCallback(kernel_window=False)"},
     gain_basis="the line is the bound; without kernel windows 80 to 100 % of it goes",
     risk="no kernel account",
@@ -119,12 +120,15 @@ def no_telemetry(run: Analysis) -> Match | None:
     system="general",
 )
 def own_overhead(run: Analysis) -> Match | None:
-    """effprof's line above its goal."""
+    """effprof's line above its goal, with kernel windows that can be left out."""
+    if not run.efficiency.steps.profiled:
+        raise NotApplicable
     share = wall_share(run, "effprof")
-    if not OVERHEAD.is_crossed(share):
+    seconds = share * run.account.wall_s
+    if not OVERHEAD.is_crossed(share) or not OVERHEAD_S.is_crossed(seconds):
         return None
     return Match(
-        evidence=[OVERHEAD.saw(share)],
+        evidence=[OVERHEAD.saw(share), OVERHEAD_S.saw(seconds)],
         gain=gain_from_removed_share(share, (0.8, 0.9, 1.0), "wall"),
         knobs={"lightning": "EfficiencyCallback(kernel_window=False)"},
     )
