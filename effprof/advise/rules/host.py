@@ -24,7 +24,7 @@ OFTEN = Threshold(
     "run.config.log_every_n_steps",
     10,
     "steps",
-    "Lightning's own default is 50; a reader sees no more from every step",
+    "Lightning's default is 50: a curve shows no more from every step",
     "<",
 )
 ANOMALY = Threshold("run.config.detect_anomaly", 0.5, "true or false", "a debugging aid: never on in a measured run")
@@ -131,7 +131,7 @@ def anomaly_detection(run: Analysis) -> Match | None:
     thresholds=[DETERMINISTIC],
     lever="switch it off outside of tests",
     frameworks={"lightning": "Trainer(deterministic=False)", "pytorch": "torch.use_deterministic_algorithms(False)"},
-    gain_basis="forward and backward's share of the step is the bound; 0 to 10 % of it is taken for the slower kernels, "
+    gain_basis="forward and backward's share of the step is the bound; 0 to 10 % of it is the slower kernels', "
     "as few operators have two forms and no pair is published: verify it",
     risk="two runs of the same seed differ in the last bits",
     risk_level="low",

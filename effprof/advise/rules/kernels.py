@@ -6,7 +6,7 @@ from effprof.advise.facts import config, kernel_share, kernels, needs_accelerato
 from effprof.advise.gains import gain_from_removed_share
 from effprof.advise.products import product_share
 from effprof.advise.rule import Match, NotApplicable, Threshold, rule
-from effprof.analysis.model import Analysis, Evidence
+from effprof.analysis.model import Analysis
 
 OPTIMIZER = Threshold(
     "account.step.optimizer",
@@ -43,9 +43,6 @@ UNALIGNED = Threshold(
 )
 CONVOLUTION = Threshold(
     "kernel_account.convolution ÷ window", 0.3, "share of the kernel window", "only convolutions gain from the format"
-)
-VOCABULARY_MULTIPLE = Threshold(
-    "run.config.vocab_multiple", 64, "rows", "tiles of 16-bit products are 64 to 256 wide", relation="<"
 )
 ATTENTION_PEAK = Threshold(
     "kernel_account: reduction (softmax) and elementwise ÷ window",
@@ -258,9 +255,8 @@ def unaligned(run: Analysis) -> Match | None:
     odd, products = float(config(run, "unaligned_linear_share")), product_share(run)
     if not UNALIGNED.is_crossed(odd) or not PRODUCT_SHARE.is_crossed(products):
         return None
-    multiple = int(run.run.config.get("vocab_multiple") or VOCABULARY_MULTIPLE.value)
     return Match(
-        evidence=[UNALIGNED.saw(odd), PRODUCT_SHARE.saw(products), Evidence(metric="vocab_multiple", value=multiple)],
+        evidence=[UNALIGNED.saw(odd), PRODUCT_SHARE.saw(products)],
         gain=gain_from_removed_share(min(1.0, odd * products), (0.1, 0.2, 0.37)),
         knobs={
             "huggingface": "model.resize_token_embeddings(pad_to_multiple_of=64)",

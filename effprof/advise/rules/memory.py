@@ -179,10 +179,10 @@ def retries(run: Analysis) -> Match | None:
         return None
     seconds = sum(value for name, value in run.account.lines.items() if name.startswith("step.")) or 1.0
     per_second = count / seconds
-    gain = clip_gain(
-        *(gain_from_removed_share(min(1.0, pause * per_second), (1, 1, 1)).high for pause in (0.02, 0.05, 0.1)),
-        bound=gain_from_removed_share(min(1.0, 0.5 * per_second), (1, 1, 1)).bound,
+    low, likely, high, bound = (
+        gain_from_removed_share(min(1.0, pause * per_second), (1, 1, 1)).bound for pause in (0.02, 0.05, 0.1, 0.5)
     )
+    gain = clip_gain(low, likely, high, bound)
     return Match(
         evidence=[RETRIES.saw(count)],
         gain=gain,
