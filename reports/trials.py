@@ -8,7 +8,7 @@ from tabulate import tabulate
 from effprof.advise.tune import Tuned, TunedRate, TuneStep
 from effprof.advise.verification import CONFIRMED, FAILED, Obtained, Verification
 from effprof.analysis.model import Gain
-from effprof.reports.markdown_elements import escape
+from effprof.reports.markdown_elements import escape, table
 from effprof.reports.text import NOT_MEASURED, clean, duration, plural, rate, wrap
 
 _WORDS = {CONFIRMED: "confirmed", FAILED: "failed", "refuted": "refuted", "no_difference": "no difference"}
@@ -24,11 +24,11 @@ def render_verification(verification: Verification, *, as_json: bool = False, as
     title = f"effprof verify: {_verdict(verification)}"
     facts = _facts(verification)
     if as_markdown:
-        escaped = [(label, escape(text)) for label, text in facts]
-        table = tabulate(escaped, headers=("", ""), tablefmt="github", disable_numparse=True)
-        return "\n\n".join([f"### {title}", table, _segments(verification, "github")]) + "\n"
+        tables = [table(("", ""), facts), table(_SEGMENT_HEADS, _segments(verification))]
+        return "\n\n".join([f"### {title}", *tables]) + "\n"
     lines = [line for label, text in facts for line in wrap(text, label)]
-    return "\n".join([title, *lines, "", _segments(verification, "plain")]) + "\n"
+    segments = tabulate(_segments(verification), headers=_SEGMENT_HEADS, tablefmt="plain", disable_numparse=True)
+    return "\n".join([title, *lines, "", segments]) + "\n"
 
 
 def render_tuned(tuned: Tuned, *, as_json: bool = False, as_markdown: bool = False) -> str:
@@ -45,9 +45,9 @@ def render_tuned(tuned: Tuned, *, as_json: bool = False, as_markdown: bool = Fal
     end = f"{tuned.stopped} · {plural(len(tuned.steps), 'change')} tried in {duration(tuned.seconds)} · {tuned.trials}"
     snippets = tuned.final.knobs.get(LIGHTNING) or next(iter(tuned.final.knobs.values()), [])
     if as_markdown:
-        table = tabulate(rows, headers=_HEADS, tablefmt="github", disable_numparse=True) if rows else ""
+        path = table(_HEADS, rows) if rows else ""
         code = "```python\n" + "\n".join(snippets) + "\n```" if snippets else ""
-        parts = [f"### {title}", table, *(f"- {escape(note)}" for note in notes), code, escape(clean(end))]
+        parts = [f"### {title}", path, *(f"- {escape(note)}" for note in notes), code, escape(clean(end))]
         return "\n\n".join(part for part in parts if part) + "\n"
     plain = tabulate(rows, headers=_HEADS, tablefmt="plain", disable_numparse=True).splitlines() if rows else []
     body = [title, "", *plain, *([""] if plain else []), *(line for note in notes for line in wrap(note, "", 2))]
@@ -107,8 +107,8 @@ def _loss(verification: Verification) -> str:
     )
 
 
-def _segments(verification: Verification, style: str) -> str:
-    rows = [
+def _segments(verification: Verification) -> list[tuple[str, ...]]:
+    return [
         (
             each.side,
             NOT_MEASURED if each.rate is None else f"{each.rate:,.1f}",
@@ -119,7 +119,6 @@ def _segments(verification: Verification, style: str) -> str:
         )
         for each in verification.segments
     ]
-    return tabulate(rows, headers=_SEGMENT_HEADS, tablefmt=style, disable_numparse=True)
 
 
 def _rate(rates: TunedRate) -> str:

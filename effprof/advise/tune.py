@@ -152,7 +152,8 @@ class _Tuning:
     def measure(self) -> list[Finding]:
         """What the training as it is now could still gain, the best first."""
         place = fresh_directory(self.folder, "measured")
-        self.progress("measuring" + (f" with {len(self.kept)} changes" if self.kept else " the training as it is"))
+        kept = ", ".join(finding.id for finding, _ in self.kept)
+        self.progress(f"measuring with {kept}" if kept else "measuring the training as it is")
         seconds = min(MAX_MEASURED_S, max(MIN_MEASURED_S, self.budget_s * MEASURED_SHARE))
         left = max(60.0, self.left_s)
         segment = run_trial(self.command, self.changes, place, seconds=seconds, timeout_s=left, is_measuring=True)
