@@ -38,7 +38,7 @@ CASES = (
     "skewed_moe",
 )
 CONTROLS = tuple((case, seed) for seed, cases in ((1, CASES), (2, CASES[:3])) for case in cases)
-CONTROL_STEPS = 100
+CONTROL_STEPS = 300
 
 
 def effprof(folder: Path, *arguments: str) -> dict[str, Any]:

@@ -31,9 +31,14 @@ def changes_of(finding: Finding) -> dict[str, Any]:
     """The changes of a finding that a trial can make.
 
     Raises:
-        EffprofError: only a person can make this change.
+        EffprofError: only a person can make this change, or trials are too short to show what it brings.
     """
-    if finding.changes:
+    if finding.changes and finding.gain.basis == "steady":
         return dict(finding.changes)
+    if finding.changes:
+        raise EffprofError(
+            f"{finding.id}: its gain is of the whole wall clock, and a trial is some seconds of steps",
+            "make the change, run again and hold both runs against each other with effprof compare",
+        )
     knob = " ".join(next(iter(finding.knobs.values()), finding.lever).split())
     raise EffprofError(f"{finding.id}: only a person can make this change: {finding.lever}", f"the knob: {knob}")
