@@ -1,10 +1,11 @@
-"""Knobs name arguments that exist: each call in a rule's knobs is held against the installed signature."""
+"""Every keyword of every knob is one that the library's own class takes."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
-import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,56 +13,92 @@ import pytest
 
 from effprof.advise.registry import all_rules
 
-CALL = re.compile(r"\b(Trainer|DataLoader|ModelCheckpoint|TrainingArguments|EfficiencyCallback)\(")
+OWNERS = {
+    "Trainer": "lightning.pytorch",
+    "DDPStrategy": "lightning.pytorch.strategies",
+    "FSDPStrategy": "lightning.pytorch.strategies",
+    "ModelParallelStrategy": "lightning.pytorch.strategies",
+    "DeepSpeedStrategy": "lightning.pytorch.strategies",
+    "DataLoader": "torch.utils.data",
+    "TrainingArguments": "transformers",
+    "DataCollatorWithFlattening": "transformers",
+    "DistributedDataParallel": "torch.nn.parallel",
+    "fully_shard": "torch.distributed.fsdp",
+    "GradScaler": "torch.amp",
+    "autocast": "torch.amp",
+    "AdamW": "torch.optim",
+    "compile": "torch",
+    "set_float32_matmul_precision": "torch",
+    "set_detect_anomaly": "torch.autograd",
+    "use_deterministic_algorithms": "torch",
+    "save_on_cpu": "torch.autograd.graph",
+    "checkpoint": "torch.utils.checkpoint",
+}
+PASSED_ON = {  # keywords that a class hands to another one through **kwargs
+    "DDPStrategy": ("torch.nn.parallel", "DistributedDataParallel"),
+    "FSDPStrategy": ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+}
+PYTHON = ("lightning", "pytorch", "huggingface")
 
 
-def signatures() -> dict[str, Any]:
-    import pytorch_lightning as pl
-    import torch
-    import transformers
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
-    from effprof.callbacks.lightning import EfficiencyCallback
-
-    return {
-        "Trainer": pl.Trainer,
-        "DataLoader": torch.utils.data.DataLoader,
-        "ModelCheckpoint": ModelCheckpoint,
-        "TrainingArguments": transformers.TrainingArguments,
-        "EfficiencyCallback": EfficiencyCallback,
-    }
-
-
-def calls(text: str) -> Iterator[tuple[str, str]]:
-    """Name and argument of every call of a known class in a snippet."""
-    for match in CALL.finditer(text):
-        depth, end = 0, match.end() - 1
-        while end < len(text):
-            depth += {"(": 1, ")": -1}.get(text[end], 0)
-            end += 1
-            if depth == 0:
-                break
-        source = re.sub(r"=\s*\.\.\.|\bPATH\b", "=None", text[match.start() : end]).replace("…", "None")
+def _calls(snippet: str) -> Iterator[ast.Call]:
+    """Calls of a snippet; of prose around code, those parts between semicolons that parse."""
+    for part in [snippet, *snippet.replace("\n", ";").split(";")]:
         try:
-            tree = ast.parse(source, mode="eval").body
+            tree = ast.parse(part.strip())
         except SyntaxError:
-            names = re.findall(r"[(,]\s*(\w+)\s*=", source)
-        else:
-            names = [word.arg for word in tree.keywords if word.arg] if isinstance(tree, ast.Call) else []
-        for name in names:
-            yield match.group(1), name
+            continue
+        yield from (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _unknown_keywords(call: ast.Call) -> list[str]:
+    name = _name(call)
+    if name not in OWNERS:
+        return []
+    known = _parameters(OWNERS[name], name)
+    if name in PASSED_ON:
+        known |= _parameters(*PASSED_ON[name])
+    return [each.arg for each in call.keywords if each.arg and each.arg not in known]
+
+
+def _parameters(module: str, name: str) -> set[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        target: Any = getattr(importlib.import_module(module), name)
+    return set(inspect.signature(target).parameters)
 
 
 @pytest.mark.parametrize("rule", all_rules(), ids=lambda rule: rule.id)
-def test_arguments_exist(rule: Any) -> None:
-    known = signatures()
-    for framework, knob in rule.frameworks.items():
-        for name, argument in calls(knob):
-            parameters = inspect.signature(known[name].__init__).parameters
-            assert argument in parameters, f"{rule.id}, {framework}: {name} has no argument {argument}"
+def test_keywords_exist(rule: Any) -> None:
+    """The listed knobs, and every string of the rule's module that holds a call of a known class."""
+    pytest.importorskip("transformers")
+    for framework, form in rule.frameworks.items():
+        if framework in PYTHON:
+            for call in _calls(form):
+                assert _unknown_keywords(call) == [], f"{framework}: {form}"
 
 
-def test_a_wrong_argument_is_seen() -> None:
-    found = list(calls("Trainer(gradient_clip=1.0, plugins=[AsyncCheckpointIO()]); DataLoader(num_workers=N)"))
-    assert found == [("Trainer", "gradient_clip"), ("Trainer", "plugins"), ("DataLoader", "num_workers")]
-    assert "gradient_clip" not in inspect.signature(signatures()["Trainer"].__init__).parameters
+@pytest.mark.parametrize("module", sorted({rule.find.__module__ for rule in all_rules()}))
+def test_keywords_of_snippets_exist(module: str) -> None:
+    """Snippets are made when a rule matches: their literals and f-strings are read from the source."""
+    pytest.importorskip("transformers")
+    for snippet in _strings(ast.parse(inspect.getsource(importlib.import_module(module)))):
+        for call in _calls(snippet):
+            assert _unknown_keywords(call) == [], f"{module}: {snippet}"
+
+
+def _strings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(v.value) if isinstance(v, ast.Constant) else "X" for v in node.values)
+
+
+def test_an_unknown_keyword_is_found() -> None:
+    call = next(_calls("Trainer(accumulate_gradient_batches=2)"))
+    assert _unknown_keywords(call) == ["accumulate_gradient_batches"]
