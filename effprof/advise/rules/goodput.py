@@ -5,7 +5,7 @@ from __future__ import annotations
 from effprof.advise.facts import config, step_share, wall_share
 from effprof.advise.gains import gain_from_removed_share
 from effprof.advise.rule import Match, Threshold, rule
-from effprof.analysis.model import Analysis, Evidence
+from effprof.analysis.model import Analysis
 
 CHECKPOINT = Threshold(
     "account.checkpoint ÷ wall clock",
@@ -36,6 +36,13 @@ CALLBACKS = Threshold(
     0.05,
     "share of step time",
     "loop and hooks of a Trainer take tens of microseconds; a twentieth of a step is somebody's work",
+)
+RARE = Threshold(
+    "run.config.log_every_n_steps",
+    10,
+    "steps",
+    "logging on almost every step is a rule of its own (ker-log-often): here each logging is what is dear",
+    ">=",
 )
 USUAL_LOG_INTERVAL = 50  # Lightning's own default of log_every_n_steps
 
@@ -158,9 +165,9 @@ def long_startup(run: Analysis) -> Match | None:
 @rule(
     "good-logging",
     area="goodput",
-    title="logging stops the training too often",
-    symptom="loggers take a share of the wall clock at a short interval",
-    thresholds=[LOGGING],
+    title="each logging stops the training for long",
+    symptom="loggers take a share of the wall clock although the interval is not short",
+    thresholds=[LOGGING, RARE],
     lever="log less often",
     frameworks={
         "lightning": "Trainer(log_every_n_steps=N)",
@@ -174,18 +181,15 @@ def long_startup(run: Analysis) -> Match | None:
     sources=["https://lightning.ai/docs/pytorch/stable/extensions/logging.html"],
     system="general",
 )
-def frequent_logging(run: Analysis) -> Match | None:
+def dear_logging(run: Analysis) -> Match | None:
     """Logging above the threshold, at an interval that can grow."""
     share, interval = wall_share(run, "logging"), max(1, int(config(run, "log_every_n_steps")))
-    if not LOGGING.is_crossed(share):
+    if not LOGGING.is_crossed(share) or not RARE.is_crossed(interval):
         return None
     wanted = USUAL_LOG_INTERVAL if interval < USUAL_LOG_INTERVAL else 4 * interval
     gone = 1 - interval / wanted
     return Match(
-        evidence=[
-            LOGGING.saw(share),
-            Evidence(metric="run.config.log_every_n_steps", value=float(interval), unit="steps"),
-        ],
+        evidence=[LOGGING.saw(share), RARE.saw(interval)],
         gain=gain_from_removed_share(share, (0.8 * gone, 0.95 * gone, gone), "wall"),
         knobs={
             "lightning": f"Trainer(log_every_n_steps={wanted})",

@@ -53,17 +53,18 @@ def test_long_startup(make: Any) -> None:
     assert found(make("long", [STEP] * 9000, startup_s=400.0), "good-startup") is None, "it is little of a long run"
 
 
-def test_frequent_logging(make: Any) -> None:
+def test_dear_logging(make: Any) -> None:
     logging = [{**STEP, "logging": 0.1}] * 98
-    finding = found(make("a", logging, {"log_every_n_steps": 1}), "good-logging")
+    finding = found(make("a", logging, {"log_every_n_steps": 10}), "good-logging")
     assert finding is not None
     assert_bounded(finding)
     assert finding.changes == {"log_every_n_steps": 50}
     assert finding.gain.high - finding.gain.low < 0.03
+    assert found(make("often", logging, {"log_every_n_steps": 1}), "good-logging") is None, "ker-log-often says it"
     rare = found(make("rare", logging, {"log_every_n_steps": 50}), "good-logging")
     assert rare is not None
     assert rare.changes == {"log_every_n_steps": 200}
-    assert found(make("quick", [{**STEP, "logging": 0.001}] * 98, {"log_every_n_steps": 1}), "good-logging") is None
+    assert found(make("quick", [{**STEP, "logging": 0.001}] * 98, {"log_every_n_steps": 10}), "good-logging") is None
 
 
 def test_busy_hooks(make: Any) -> None:
