@@ -5,7 +5,7 @@ Set right against the sources' own words:
 - `micro_batch`: InternLM-7B with one micro-batch of 8 in place of 2 was listed as accumulation.
 - `pp_microbatches`: more micro-batches of a pipeline fill its bubble, which accumulation without one does not.
 - `offload_optimizer_on`: switching offload on slows a step; it stood beside pairs that make an offload faster.
-- `other`: bucketing and expert placement, which are no overlap; a bf16 loss, and fp16 to bf16, which are not fp32 to bf16.
+- `other`: bucketing and expert placement, which are no overlap; a bf16 loss, and fp16 to bf16, no pairs from fp32.
 - Left out: four pairs of a whole run's seconds (LitGPT), which contain start-up and evaluation and are no step times.
 """
 

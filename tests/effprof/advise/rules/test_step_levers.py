@@ -65,6 +65,7 @@ def _well_set(hand_made: Any, path: Path, **changed: Any) -> Analysis:
     analysis.run.parallel.update(changed.get("parallel", {}))
     analysis.hardware.ceilings = changed.get("ceilings", {"bf16": 4e14, "fp32": 5e13})
     analysis.kernel_account = {"0": _window(changed.get("families", {}), changed.get("host_bound", 0.02))}
+    analysis.account.lines["compile"] = changed.get("compile_s", 0.0)
     if "mfu" in changed:
         analysis.efficiency.hfu.value = analysis.efficiency.mfu.value = changed["mfu"]
     if "optimizer_share" in changed:
@@ -121,7 +122,7 @@ SYMPTOMS: dict[str, dict[str, Any]] = {
     "mem-logits": {"peak_gib": 76.0, "config": {"vocab_size": 10**9}},
     "ker-fused-optimizer": {"config": {"optimizer_fused": False}},
     "ker-compile": {"config": {"is_compiled": False}, "families": {"elementwise": 0.3}},
-    "ker-recompile": {"config": {"compilations": 20, "compilations_late": 18}},
+    "ker-recompile": {"config": {"compilations": 20, "compilations_late": 18}, "compile_s": 1.0},
     "ker-launch-bound": {"host_bound": 0.3},
     "ker-attention": {"config": {"attn_implementation": "eager"}, "families": {"reduction": 0.2}},
     "ker-alignment": {"config": {"unaligned_linear_share": 0.4}},
@@ -172,6 +173,12 @@ def test_no_bf16_where_its_ceiling_is_no_higher(hand_made: Any, tmp_path: Path) 
     units = {"low_precision_units": ["avx512_bf16"]}
     run = _well_set(hand_made, tmp_path / "run", dtype="fp32", config=units, ceilings={"bf16": 1e11, "fp32": 1e11})
     assert _apply("prec-bf16", run) == []
+
+
+def test_late_compilations_are_charged_their_part_of_the_compile_time(hand_made: Any, tmp_path: Path) -> None:
+    run = _well_set(hand_made, tmp_path / "run", **SYMPTOMS["ker-recompile"])
+    (finding,) = _apply("ker-recompile", run)
+    assert finding.gain.bound == pytest.approx(1 / (1 - 0.9 / run.account.wall_s) - 1)
 
 
 def test_missing_facts_are_named(hand_made: Any, tmp_path: Path) -> None:
