@@ -274,6 +274,23 @@ class RunFacts(msgspec.Struct, kw_only=True):
     flops: Annotated[dict[str, Any], _says("how the FLOPs were counted: source, counts, coverage, assumptions")] = {}
 
 
+class Claimed(msgspec.Struct, kw_only=True):
+    """What another tool's log says of itself: medians of what it prints, null where it prints none."""
+
+    mfu: Annotated[float | None, _says("0 … 1, of the tool's own peak and convention")] = None
+    tflops_per_device: Annotated[float | None, _says("TFLOP/s, as the tool counts them")] = None
+    tokens_per_s: Annotated[float | None, _says("as printed: see the scope")] = None
+    tokens_per_s_scope: Annotated[str | None, _says("`job`, or `device` where the tool prints a device's rate")] = None
+
+
+class Source(msgspec.Struct, kw_only=True):
+    """Which tool's log this is."""
+
+    format: Annotated[str, _says("`megatron-lm`, `torchtitan`, `hf-trainer`, `nanogpt`, …")]
+    steps: Annotated[int, _says("step records used")]
+    claimed: Claimed
+
+
 class Evidence(msgspec.Struct, kw_only=True):
     """A number from this run that a finding rests on."""
 
@@ -343,6 +360,7 @@ class Analysis(msgspec.Struct, kw_only=True):
 
     schema: Annotated[str, _says("names this document's keys")] = SCHEMA
     run: RunFacts
+    source: Annotated[Source | None, _says("null for effprof's own runs and for traces")] = None
     efficiency: Efficiency
     account: Annotated[Account, _says("mean over ranks")]
     goodput: Goodput = msgspec.field(default_factory=Goodput)

@@ -9,10 +9,12 @@ import typer
 from effprof.advise.calibration import load_calibration
 from effprof.advise.recommend import Recommendations, recommend
 from effprof.analysis.analyze import Examined, examine
+from effprof.analysis.foreign import Given, examine_foreign
 from effprof.analysis.kernel import analyze_traces, is_trace_path
 from effprof.analysis.locate import locate_run
 from effprof.analysis.model import Analysis
 from effprof.analysis.timeline import build_timeline
+from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in
 from effprof.errors import EffprofError
 from effprof.runlog.parallel import worker_pool
 from effprof.runlog.reader import Run, open_run
@@ -45,12 +47,20 @@ def check_peak(peak_tflops: float | None) -> None:
         raise EffprofError(f"--peak-tflops {peak_tflops}: not a peak", "give TFLOP/s of one device, such as 989.4")
 
 
-def read(given: str, peak_tflops: float | None = None, workers: int | None = None) -> Read:
-    """Analyse a run directory, a directory of runs (its newest), another trainer's log, or profiler traces.
+def read(given: str, peak_tflops: float | None = None, workers: int | None = None, facts: Given | None = None) -> Read:
+    """Analyse a run directory, a directory of runs (its newest), another tool's log, or profiler traces.
+
+    Args:
+        facts: what another tool's log lacks.
 
     Raises:
         EffprofError: nothing there can be read.
     """
+    if is_foreign(given):
+        logs, complaints = logs_in(given)
+        facts = facts or given_facts(None, None, peak_tflops)
+        analysis = examine_foreign(logs[0], facts).analysis
+        return Read(logs[0], analysis, advise(analysis), complaints[0] if complaints else None)
     if is_trace_path(given):
         traced, complaint = analyze_traces(given)
         return Read(given, traced, advise(traced), complaint)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from effprof.cli.foreign_logs import DeviceOption, ModelOption
 from effprof.errors import EffprofError
 
 
@@ -13,8 +15,9 @@ def command(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN_DIR",
-            help="Run directories, a directory of runs (its newest is taken), profiler traces or folders of them.",
+            metavar="RUN",
+            help="Run directories, a directory of runs (its newest is taken), profiler traces, or other tools' logs; "
+            "or folders of them.",
         ),
     ],
     as_json: Annotated[
@@ -25,6 +28,8 @@ def command(
         float | None,
         typer.Option(metavar="TFLOPS", help="Dense peak of one device, where the record has none or another."),
     ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", help="Processes that read the ranks' logs; by default one per 128 MiB and core."),
@@ -33,15 +38,25 @@ def command(
 ) -> int:
     """Efficiency, time account, memory, expert load, ranks and warnings of one or several runs."""
     from effprof.cli.advice import check_peak, read
+    from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in
     from effprof.reports import choose
     from effprof.reports.emit import emit
 
     check_peak(peak_tflops)
     report = choose(as_json=as_json, as_markdown=as_markdown)
+    facts = given_facts(model, device, peak_tflops)
     rendered, problems = [], []
+    paths, unknown = [], []
     for given in runs:
+        if is_foreign(given) and os.path.isdir(given):
+            logs, complaints = logs_in(given)
+            paths += logs
+            unknown += complaints
+        else:
+            paths.append(given)
+    for path in paths:
         try:
-            found = read(given, peak_tflops, workers)
+            found = read(path, peak_tflops, workers, facts)
         except EffprofError as error:
             problems.append(error)
             continue
@@ -50,6 +65,8 @@ def command(
         problems += [found.complaint] if found.complaint else []
     if rendered:
         emit(("" if as_json else "\n").join(rendered), output)
+    for note in unknown:
+        typer.echo(f"effprof: {note}", err=True)
     for problem in problems[:-1]:
         typer.echo(f"effprof: {problem}", err=True)
     if problems:

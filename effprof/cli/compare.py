@@ -18,7 +18,9 @@ def command(
     """Differing settings first, then every figure absolute, per device, relative to peak and to bandwidth."""
     from effprof.analysis.analyze import examine
     from effprof.analysis.compare import compare
+    from effprof.analysis.foreign import examine_foreign
     from effprof.analysis.locate import locate_run
+    from effprof.cli.foreign_logs import is_foreign, logs_in
     from effprof.reports import choose
     from effprof.reports.emit import emit
     from effprof.runlog.reader import open_run
@@ -28,6 +30,9 @@ def command(
     report = choose(as_json=as_json, as_markdown=as_markdown)
     examined = []
     for given in runs:
+        if is_foreign(given):
+            examined.append(examine_foreign(logs_in(given)[0][0]))
+            continue
         path, note = locate_run(given)
         if note:
             typer.echo(f"effprof: {note}", err=True)

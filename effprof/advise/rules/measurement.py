@@ -94,6 +94,8 @@ def few_steps(run: Analysis) -> Match | None:
 )
 def no_telemetry(run: Analysis) -> Match | None:
     """An accelerator without any reading."""
+    if run.source is not None:  # another tool's log never has any
+        raise NotApplicable
     needs_accelerator(run)
     known = sum(each.mean is not None or each.increase is not None for each in run.hardware.telemetry)
     if not READINGS.is_crossed(known):

@@ -172,13 +172,15 @@ def _record(values: Mapping[str, float], step: float, elapsed: float) -> Record:
 
 
 def _without_repeats(records: list[Record]) -> list[Record]:
-    """Without what every rank prints again; records that no progress bar numbered are counted."""
-    unique = list({(record["step"], record.get("loss"), record.get("epoch")): record for record in records}.values())
+    """Without what every rank prints again; a progress bar is redrawn after its step's dictionary or before it."""
+    unique = list({(record.get("loss"), record.get("epoch")): record for record in records}.values())
     steps = [record["step"] for record in unique]
-    if len(set(steps)) < len(steps):  # no progress bar between them, or one that lags
-        for number, record in enumerate(unique, start=1):
-            record["step"] = float(number)
-            record["covers"] = math.nan
+    if len(set(steps)) < len(steps):
+        gaps = sorted(later - step for step, later in zip(steps, steps[1:], strict=False))
+        covers = max(1.0, gaps[len(gaps) // 2])
+        last = 0.0
+        for record in unique:
+            last = record["step"] = max(last + covers, record["step"])
     return unique
 
 

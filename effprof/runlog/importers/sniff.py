@@ -53,7 +53,7 @@ def read_foreign(path: str) -> ForeignLog:
     importer = recognise(path)
     if importer is None:
         raise EffprofError(
-            f"{path}: not recognised: neither a run of effprof, a trace, nor a log of a known tool",
+            f"{path}: not an effprof log, nor a trace, nor a log of a known tool",
             "the formats are listed in docs/logs.md",
         )
     return importer.read(path)

@@ -73,6 +73,7 @@ def test_what_is_printed_has_the_keys(simple_run: Any) -> None:
         "rank_spread.",
         "findings[]",
         "not_evaluated[]",
+        "source.",
         "hardware.telemetry[]",
         "timeline.",
         "kernel_account.",
