@@ -10,6 +10,7 @@ import ast
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -176,7 +177,7 @@ def _without_repeats(records: list[Record]) -> list[Record]:
     unique = list({(record.get("loss"), record.get("epoch")): record for record in records}.values())
     steps = [record["step"] for record in unique]
     if len(set(steps)) < len(steps):
-        gaps = sorted(later - step for step, later in zip(steps, steps[1:], strict=False))
+        gaps = sorted(later - step for step, later in pairwise(steps))
         covers = max(1.0, gaps[len(gaps) // 2])
         last = 0.0
         for record in unique:
