@@ -26,6 +26,7 @@ from common import result_path, write_result
 from tabulate import tabulate
 
 from effprof.advise.segments import NOISE
+from effprof.advise.verification import WIDE
 
 TRAINING = Path(__file__).resolve().parent.parent / "examples" / "badly_configured.py"
 CASES = (
@@ -61,12 +62,10 @@ def tune(case: str, budget: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(TRAINING), case]
         tuned = effprof(Path(folder), "tune", "--budget", budget, "--json", "--", *command)
-    (before,) = tuned["baseline"].values()
-    after = next(tuned["final"][name] for name in tuned["baseline"])
     return {
         "baseline": tuned["baseline"],
         "final": {name: value for name, value in tuned["final"].items() if name != "knobs" and value is not None},
-        "speed_up": after / before,
+        "speed_up": 1 + tuned["gain"]["value"] if tuned["gain"] else 1.0,
         "gain": tuned["gain"],
         "steps": [{key: value for key, value in step.items() if key != "seconds"} for step in tuned["steps"]],
         "stopped": tuned["stopped"],
@@ -97,14 +96,21 @@ def control(case: str, seed: int, budget: str) -> dict[str, Any]:
     return {"case": case, "seed": seed, "findings": findings}
 
 
+def is_decided(step: dict[str, Any]) -> bool:
+    """Whether a trial measured a gain, and not only that the machine was too noisy to tell one."""
+    interval = step["obtained"] and step["obtained"]["ci95"]
+    return bool(interval) and (step["verdict"] in ("confirmed", "refuted") or interval[1] - interval[0] <= WIDE)
+
+
 def summarise(tuned: dict[str, Any], controls: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures that stand for the whole."""
-    steps = [step for each in tuned.values() for step in each["steps"] if step["obtained"]]
-    gains = [step for step in steps if step["verdict"] != "failed"]
+    steps = [step for each in tuned.values() for step in each["steps"]]
+    gains = [step for step in steps if is_decided(step)]
     confirmed = [step for step in gains if step["verdict"] == "confirmed"]
     widths = [step["predicted"]["high"] - step["predicted"]["low"] for step in gains]
     false = sum(finding["verdict"] != "confirmed" for each in controls for finding in each["findings"])
     return {
+        "tried": len(steps),
         "verified": len(gains),
         "confirmed": len(confirmed),
         "inside": sum(bool(step["is_as_predicted"]) for step in gains),
