@@ -126,8 +126,8 @@ def _bucket(run: Analysis) -> int:
         "pytorch": "DistributedDataParallel(model, find_unused_parameters=False)",
         "huggingface": "TrainingArguments(ddp_find_unused_parameters=False)",
     },
-    gain_basis="bound: forward and backward. The walk over the graph and one more small all-reduce are 0.5 to 8 % of "
-    "them, the more the shorter the step: measured on two CPU ranks, see the rule's test",
+    gain_basis="bound: forward and backward. The walk over the graph and one more small all-reduce took 6 to 13 % of "
+    "steps of 11 to 140 ms (small networks, two CPU ranks with gloo); longer steps hide it: 1 to 11 % of them",
     risk="training stops with an error if parameters are unused in some steps only",
     risk_level="low",
     sources=[DDP_NOTES, LIGHTNING_DDP],
@@ -142,7 +142,7 @@ def unused_parameters_are_searched(run: Analysis) -> Match | None:
     share = step_share(run, "step.forward") + step_share(run, "step.backward")
     return Match(
         evidence=[UNUSED.saw(1.0)],
-        gain=gain_from_removed_share(share, (0.005, 0.03, 0.08)),
+        gain=gain_from_removed_share(share, (0.01, 0.06, 0.11)),
         knobs={
             "lightning": 'Trainer(strategy="ddp")  # or DDPStrategy(static_graph=True)',
             "pytorch": "DistributedDataParallel(model, find_unused_parameters=False)",
