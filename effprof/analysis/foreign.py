@@ -182,7 +182,7 @@ def _config(log: ForeignLog) -> dict[str, Any]:
 def _warnings(log: ForeignLog, steps: ForeignSteps) -> list[Warning]:
     warnings = [Warning(code=code, message=message) for code, message in log.notes]
     for figure, how in steps.derived.items():
-        warnings.append(Warning(code="derived", message=f"{figure} is not printed: made from {how}"))
+        warnings.append(Warning(code="derived", message=f"{figure} is made from {how}"))
     warnings += [
         Warning(code="running_average", message=f"{name} is a running average: a claim, no step's")
         for name in sorted(log.averages)

@@ -53,7 +53,8 @@ def recompute(
     """FLOPs from the model's config and the sequence length, over the device's dense peak.
 
     Args:
-        model: a `transformers` config; without one the log's own claims are all there is.
+        model: a `transformers` config, instead of the model that the log's arguments describe; without either the
+            log's own claims are all there is.
         device: a name that the catalogue knows, where the log has none.
         dtype: of the matmuls; what the log says, else bf16 is assumed and said.
         peak_tflops: dense peak of one device, instead of the catalogue's.
@@ -69,6 +70,7 @@ def recompute(
     if peak is not None:
         kind = "given" if peak_tflops is not None else "datasheet"
         answer.mfu = Share(value=None, dtype=dtype, peak_flops_per_s=peak, peak_source=source + assumed, peak_kind=kind)
+    model = model or log.facts.get("model")
     if model is None:
         answer.warnings.append(
             Warning(code="no_flops", message="no model: give its config.json with --model to recompute MFU")
@@ -100,7 +102,8 @@ def _peak(
         )
         return None, ""
     try:
-        row = lookup(name)
+        mebibytes = None if device is not None else log.facts.get("device_memory_mib")
+        row = lookup(name, memory_bytes=mebibytes * 2**20 if mebibytes else None)
     except EffprofError as error:
         if device is not None:
             raise
@@ -119,14 +122,14 @@ def _peak(
 def _fill(
     answer: Recomputed, log: ForeignLog, steps: ForeignSteps, architecture: Architecture, peak: float | None
 ) -> None:
-    length = log.facts.get("sequence_length")
+    length = _sequence_length(log, steps)
     rate = steps.tokens_per_s_per_device[steps.is_steady & np.isfinite(steps.tokens_per_s_per_device)]
     if not length:
         answer.warnings.append(
-            Warning(code="no_flops", message="the log does not say the sequence length: give --seq to recompute MFU")
+            Warning(code="no_flops", message="the log does not say the sequence length, so MFU cannot be recomputed")
         )
         return
-    counts = counts_for(architecture, 1, int(length))
+    counts = counts_for(architecture, 1, length)
     flops = flops_model(architecture)
     median = float(np.median(rate)) if len(rate) else None
     per_step = float(np.nanmean(steps.tokens)) if np.isfinite(steps.tokens).any() else None
@@ -150,6 +153,19 @@ def _fill(
                 message=f"MFU {exact.mfu:.3f} is above 1: model, device or number of devices cannot be these",
             )
         )
+
+
+def _sequence_length(log: ForeignLog, steps: ForeignSteps) -> int | None:
+    """Tokens of a sequence: as printed, else the step's tokens over its samples where that is a whole number."""
+    printed = log.facts.get("sequence_length")
+    if printed:
+        return int(printed)
+    ratios = steps.tokens / steps.samples
+    known = ratios[np.isfinite(ratios)]
+    if not len(known):
+        return None
+    length = float(np.median(known))
+    return int(length) if length.is_integer() else None
 
 
 def _explain(answer: Recomputed, log: ForeignLog, peak: float | None) -> None:

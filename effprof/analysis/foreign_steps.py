@@ -13,6 +13,7 @@ from effprof.runlog.importers.base import ForeignLog
 Array = NDArray[np.float64]
 # A difference of two printed clocks is taken over so many steps that their resolution is at most this share of it.
 RESOLUTION_SHARE = 0.05
+AGREE = 0.1  # a printed rate this far from batch ÷ step time is of something else
 
 
 @dataclass
@@ -49,7 +50,7 @@ def foreign_steps(log: ForeignLog) -> ForeignSteps:
     if _is_known(rate) and not log.has("tokens_per_s"):
         derived["tokens_per_s"] = "tokens ÷ step time" if not _is_known(job_rate) else "rate of a device × devices"
     device_rate = _first(device_rate, rate / world)
-    samples_rate = _first(samples_rate, samples / seconds)
+    samples_rate = _agreeing(samples_rate, samples / seconds, derived)
     basis = seconds if _is_known(seconds) else 1 / _first(rate, device_rate, samples_rate)
     start, rule = _steady_start(basis)
     return ForeignSteps(
@@ -78,6 +79,16 @@ def _own(log: ForeignLog, name: str) -> Array:
 def _first(*candidates: Array) -> Array:
     """The first of the series that has any value."""
     return next((each for each in candidates if _is_known(each)), candidates[0])
+
+
+def _agreeing(printed: Array, computed: Array, derived: dict[str, str]) -> Array:
+    """The printed samples/s, unless batch and step time say otherwise: old Megatron-DeepSpeed prints it per ms."""
+    if not (_is_known(printed) and _is_known(computed)):
+        return _first(printed, computed)
+    if abs(float(np.nanmedian(printed / computed)) - 1) <= AGREE or "step_time_s" in derived:
+        return printed
+    derived["samples_per_s"] = "samples ÷ step time, which the printed rate contradicts"
+    return computed
 
 
 def _is_known(values: Array) -> bool:

@@ -12,6 +12,8 @@ _RAW_BYTES = 256 * 1024
 _FIRST_LINES = 400
 _SAMPLED_LINES = 2000
 _MOST_LINES = 300_000  # of a log whose head is longer than this, the rest would not help
+_MOST_BYTES = 128 * 1024 * 1024
+_MOST_CHARACTERS = 8192  # of a line: every format tries its pattern on it
 # A line that could be a step of anything: cheap, and true of every format's.
 _STEPLIKE = re.compile(r"step|iter|loss|epoch|tok|sec|MLLOG|latency|update|train", re.IGNORECASE)
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -62,11 +64,11 @@ def read_foreign(path: str) -> ForeignLog:
 def _sample(path: str) -> list[str]:
     lines: list[str] = []
     steplike = 0
-    for number, line in enumerate(read_lines(path)):
+    for number, line in enumerate(read_lines(path, _MOST_BYTES)):
         if number < _FIRST_LINES:
-            lines.append(line)
+            lines.append(line[:_MOST_CHARACTERS])
         elif _STEPLIKE.search(line, 0, 4000):
-            lines.append(line)
+            lines.append(line[:_MOST_CHARACTERS])
             steplike += 1
         if steplike >= _SAMPLED_LINES or number > _MOST_LINES:
             break

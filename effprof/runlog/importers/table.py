@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +20,15 @@ from effprof.runlog.importers.text import NUMBER, read_lines, to_number, to_rank
 Record = dict[str, float]
 # Facts are looked for in lines up to this length: argument dumps hold them, serialised models do not.
 _MAX_FACT_LINE = 20_000
+# What any log may hold: the table of nvidia-smi, which cuts long names off ("Tesla V100-SXM2...").
+_COMMON_FACTS = {
+    "device": r"\|\s+\d+\s+((?:NVIDIA|Tesla|GeForce|Quadro) [A-Z].*?)(?:\.\.\.)?\s+(?:On|Off|N/A)\s+\|",
+    "device_memory_mib": r"\|.*MiB /\s*(\d+)MiB \|",
+}
+# Tools print their settings before they train; to look for them in all of a long log would double its reading time.
+_FACT_RECORDS = 100
+# Ranks without a label may print a step this many records after the first did.
+_LATE_RECORDS = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class LineFormat:
     Args:
         name: as `source.format` shows it.
         framework: the tool.
-        step: pattern of a line that is a step (or begins one, for `is_block`); a group `step` holds its number.
+        step: pattern of a line that is a step (or begins one, for `is_block`); a group `step` holds its number, or a
+            group `iteration` where that one did not take part; without both, steps are counted.
         columns: column → where it stands; several places are tried in order.
         facts: fact → pattern with one group, looked for in every line; the first that is found holds.
         is_block: the lines after a step's first one belong to it.
@@ -72,7 +84,7 @@ class LineFormat:
 
     @cached_property
     def _facts(self) -> dict[str, re.Pattern[str]]:
-        return {name: re.compile(pattern) for name, pattern in self.facts.items()}
+        return {name: re.compile(pattern) for name, pattern in {**_COMMON_FACTS, **self.facts}.items()}
 
     def score(self, head: Head) -> float:
         """Number of step lines, times `weight`."""
@@ -83,30 +95,44 @@ class LineFormat:
         records, facts = _Records(self.per_rank), dict[str, Any]()
         missing = dict(self._facts)
         current: Record | None = None
+        rank: int | None = None
         for line in read_lines(path):
-            if missing and len(line) < _MAX_FACT_LINE:
+            if missing and len(line) < _MAX_FACT_LINE and records.count < _FACT_RECORDS:
                 _find_facts(line, missing, facts)
             found = self._step.search(line)
-            if found is not None:
-                current = self._values(line)
-                printed = found.groupdict().get("step")
-                step = to_number(printed) if printed is not None else float(records.count + 1)
-                if math.isnan(step):
-                    continue
-                current["step"] = step
-                time = to_time(line) if self.has_time else None
-                if time is not None:
-                    current["time_s"] = time
-                records.add(current, to_rank(line))
-            elif self.is_block and current is not None:
-                current |= self._values(line)
+            if found is None:
+                if self.is_block and current is not None:
+                    current |= self._values(line)
+                continue
+            if current is not None:  # only now is a block known to be complete
+                records.add(current, rank)
+            current, rank = self._begin(line, found, records.count), to_rank(line)
+        if current is not None:
+            records.add(current, rank)
+        return self._log(path, records, facts)
+
+    def _begin(self, line: str, found: re.Match[str], count: int) -> Record | None:
+        """The record of a step's line; None where its number cannot be read."""
+        groups = found.groupdict()
+        printed = groups.get("step") or groups.get("iteration")
+        step = to_number(printed) if printed is not None else float(count + 1)
+        if math.isnan(step):
+            return None
+        record = self._values(line)
+        record["step"] = step
+        time = to_time(line) if self.has_time else None
+        if time is not None:
+            record["time_s"] = time
+        return record
+
+    def _log(self, path: str, records: _Records, facts: dict[str, Any]) -> ForeignLog:
         if not records.count:
             raise EffprofError(f"{path}: no step of {self.framework} in it", "give the part of the log that trains")
         log = ForeignLog(
             format=self.name,
             framework=self.framework,
             path=path,
-            columns=to_columns(records.all()),
+            columns=records.to_columns(),
             facts=facts,
             averages=self.averages,
             repeated=records.repeated,
@@ -129,56 +155,84 @@ class LineFormat:
 
 
 class _Records:
-    """Records by step: of ranks that print the same step, one; of a restart's repeated steps, the later."""
+    """Records in the order of their steps: of ranks that print the same step, one; of a restart's steps, the later.
+
+    Values lie in arrays, eight bytes each, so that a log of millions of steps fits.
+    """
 
     def __init__(self, per_rank: bool) -> None:
         self._per_rank = per_rank
-        self._records: dict[float, list[Record]] = {}
-        self._last = -math.inf
+        self._steps = array("d")
+        self._prints = array("d")
+        self._columns: dict[str, array[float]] = {}
+        self._last_of_rank: dict[int, float] = {}
+        self._copies = 0
         self.repeated = 0
         self.ranks: set[int] = set()
 
     @property
     def count(self) -> int:
-        return len(self._records)
+        return len(self._steps)
 
     def add(self, record: Record, rank: int | None) -> None:
         step = record["step"]
+        if self._steps and step <= self._steps[-1]:
+            place = bisect_left(self._steps, step)
+            if self._is_copy(place, step, rank):
+                self._merge(place, step, record)
+            else:
+                self._drop_from(place)
+                self._append(record)
+        else:
+            self._append(record)
         if rank is not None:
             self.ranks.add(rank)
-        if step in self._records and (step == self._last or self._is_late_rank(step)):
-            self._records[step].append(record)
+            self._last_of_rank[rank] = step
+
+    def to_columns(self) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+        return {name: np.array(values, dtype=np.float64) for name, values in self._columns.items()}
+
+    def _is_copy(self, place: int, step: float, rank: int | None) -> bool:
+        """Whether another rank prints a step again, maybe late; else the job went back to an earlier step."""
+        if step == self._steps[-1]:
+            return True
+        if rank is not None:
+            return step > self._last_of_rank.get(rank, -math.inf)
+        return 2 * self._copies >= self.count and self.count - 1 - place <= _LATE_RECORDS
+
+    def _append(self, record: Record) -> None:
+        rows = self.count
+        for name in record.keys() - self._columns.keys():
+            self._columns[name] = array("d", [math.nan]) * rows
+        for name, values in self._columns.items():
+            values.append(record.get(name, math.nan))
+        self._steps.append(record["step"])
+        self._prints.append(1)
+
+    def _drop_from(self, place: int) -> None:
+        self.repeated += self.count - place
+        for values in (self._steps, self._prints, *self._columns.values()):
+            del values[place:]
+        self._last_of_rank.clear()
+
+    def _merge(self, place: int, step: float, record: Record) -> None:
+        """Add what a rank printed of its own: tokens add up, the slowest makes the time, rates are means."""
+        self._copies += 1
+        if not self._per_rank or self._steps[place] != step:
             return
-        if step < self._last:
-            later = [each for each in self._records if each >= step]
-            self.repeated += len(later)
-            for each in later:
-                del self._records[each]
-        self._records[step] = [record]
-        self._last = step
-
-    def _is_late_rank(self, step: float) -> bool:
-        """Ranks that print a step apart may still do so when others are at the next one."""
-        return self._per_rank and self._last - step <= 2
-
-    def all(self) -> list[Record]:
-        if not self._per_rank:
-            return [ranks[0] for ranks in self._records.values()]
-        return [_joined(ranks) for ranks in self._records.values()]
-
-
-def _joined(ranks: list[Record]) -> Record:
-    """One record of what every rank printed of its own: tokens add up, the slowest makes the time, rates are means."""
-    joined = dict(ranks[0])
-    for name in joined:
-        values = [each[name] for each in ranks if name in each]
-        if name in ("tokens", "samples"):
-            joined[name] = sum(values)
-        elif name.endswith("_s") and "per_s" not in name:
-            joined[name] = max(values)
-        elif name not in ("step", "loss"):
-            joined[name] = sum(values) / len(values)
-    return joined
+        self._prints[place] += 1
+        for name, value in record.items():
+            if name in ("step", "loss") or name not in self._columns:
+                continue
+            values, so_far = self._columns[name], self._columns[name][place]
+            if math.isnan(so_far) or math.isnan(value):
+                values[place] = value if math.isnan(so_far) else so_far
+            elif name in ("tokens", "samples"):
+                values[place] = so_far + value
+            elif name.endswith("_s") and "per_s" not in name:
+                values[place] = max(so_far, value)
+            else:
+                values[place] = so_far + (value - so_far) / self._prints[place]
 
 
 def _find_facts(line: str, missing: dict[str, re.Pattern[str]], facts: dict[str, Any]) -> None:

@@ -27,17 +27,20 @@ _RANK = re.compile(
 )
 
 
-def read_lines(path: str) -> Iterator[str]:
+def read_lines(path: str, most_bytes: int | None = None) -> Iterator[str]:
     """The lines of a text file, cleaned; a progress bar's redrawings are lines of their own.
 
     Memory stays bounded: of a line only the first 64 KiB are kept.
+
+    Args:
+        most_bytes: stop after so many bytes; at the end by default.
 
     Raises:
         EffprofError: the file cannot be read.
     """
     try:
         with _open(path) as file:
-            yield from _lines(file)
+            yield from _lines(file, most_bytes)
     except (OSError, EOFError) as error:
         raise EffprofError(f"{path}: {error}", "give a log file that can be read") from error
 
@@ -101,10 +104,12 @@ def _open(path: str) -> IO[bytes]:
     return file
 
 
-def _lines(file: IO[bytes]) -> Iterator[str]:
+def _lines(file: IO[bytes], most_bytes: int | None) -> Iterator[str]:
     rest = b""
     is_overlong = False
-    while chunk := file.read(_CHUNK):
+    read = 0
+    while (most_bytes is None or read < most_bytes) and (chunk := file.read(_CHUNK)):
+        read += len(chunk)
         pieces = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
         rest = pieces.pop()
         for piece in pieces:

@@ -1,4 +1,4 @@
-"""Trainers that print one line per step: MaxText, InternEvo, torchtune, nanotron, NeMo, fairseq, LitGPT and others.
+"""Trainers that print one line per step: MaxText, InternEvo, torchtune, nanotron, fairseq, LitGPT and others.
 
 Each row follows what the tool's own code prints; where a rate is a running average, `averages` says so.
 """
@@ -74,39 +74,6 @@ FORMATS = [
             "loss": Column(r"lm_loss: {n}"),
         },
         weight=2.0,
-    ),
-    LineFormat(
-        name="nemo",
-        framework="NeMo",
-        step=r"Training epoch \d+, iteration \d+/\d+ \|.*\bglobal_step: (?P<step>{n})",
-        columns={
-            "step_time_s": Column(r"train_step_timing in s: {n}"),
-            "samples": Column(r"global_batch_size: {n}"),
-            "consumed_samples": Column(r"consumed_samples: {n}"),
-            "tflops_per_device": Column(r"TFLOPS_per_GPU: {n}"),
-            "memory_bytes": Column(r"max_memory_reserved: {n}"),
-            "loss": Column(r"reduced_train_loss: {n}"),
-        },
-    ),
-    LineFormat(
-        name="megatron-bridge",
-        framework="Megatron-Bridge",
-        step=r"Step Time *: *{n} *s\b.*MODEL_TFLOP/s/GPU",
-        columns={
-            "step_time_s": Column(r"Step Time *: *{n} *s"),
-            "tflops_per_device": Column(r"GPU utilization: *{n} *MODEL_TFLOP/s/GPU"),
-        },
-    ),
-    LineFormat(
-        name="nemo-automodel",
-        framework="NeMo Automodel",
-        step=r"\| *step (?P<step>{n}) \| epoch \d+ \| loss ",
-        columns={
-            "loss": Column(r"\| loss {n}"),
-            "tokens_per_s": Column(r"\btps {n}"),
-            "tokens_per_s_per_device": Column(r"\btps [^(|]+\({n}/gpu\)"),
-            "memory_bytes": Column(r"\bmem {n} GiB", _GIB),
-        },
     ),
     LineFormat(
         name="litgpt",
