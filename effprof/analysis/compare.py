@@ -289,7 +289,8 @@ _flops_per_device = _median_of(lambda steps: steps.flops["exact"] / steps.device
 
 def _samples_rate_per_device(analysis: Analysis) -> float | None:
     rate = analysis.efficiency.samples_per_s.median
-    return None if rate is None else rate / analysis.run.world_size
+    has_devices = all(warning.code != "devices_unknown" for warning in analysis.warnings)
+    return rate / analysis.run.world_size if rate is not None and has_devices else None
 
 
 _FIGURES = (

@@ -219,7 +219,7 @@ def _clock(log: ForeignLog, index: int) -> str:
 
 def _job_steps(log: ForeignLog, steps: ForeignSteps) -> JobSteps:
     nothing = np.zeros(log.records, dtype=np.bool_)
-    devices = np.full(log.records, float(log.facts.get("world_size") or 1))
+    devices = np.full(log.records, float(log.facts.get("world_size") or np.nan))
     # resampling needs rates that are whole: records without one take no part
     is_known = np.isfinite(steps.seconds) if np.isfinite(steps.seconds).any() else ~nothing
     return JobSteps(

@@ -13,7 +13,7 @@ _FIRST_LINES = 400
 _SAMPLED_LINES = 2000
 _MOST_LINES = 300_000  # of a log whose head is longer than this, the rest would not help
 _MOST_BYTES = 128 * 1024 * 1024
-_MOST_CHARACTERS = 8192  # of a line: every format tries its pattern on it
+_MOST_CHARACTERS = 4096  # of a line: every format tries its pattern on it
 # A line that could be a step of anything: cheap, and true of every format's.
 _STEPLIKE = re.compile(r"step|iter|loss|epoch|tok|sec|MLLOG|latency|update|train", re.IGNORECASE)
 _POINTER = b"version https://git-lfs.github.com/spec/"

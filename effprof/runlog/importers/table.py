@@ -20,6 +20,8 @@ from effprof.runlog.importers.text import NUMBER, read_lines, to_number, to_rank
 Record = dict[str, float]
 # Facts are looked for in lines up to this length: argument dumps hold them, serialised models do not.
 _MAX_FACT_LINE = 20_000
+# `.*` of a step pattern: bounded, else a long line that begins like a step many times over costs its length squared.
+_ANYTHING = ".{0,1500}"
 # What any log may hold: the table of nvidia-smi, which cuts long names off ("Tesla V100-SXM2...").
 _COMMON_FACTS = {
     "device": r"\|\s+\d+\s+((?:NVIDIA|Tesla|GeForce|Quadro) [A-Z].*?)(?:\.\.\.)?\s+(?:On|Off|N/A)\s+\|",
@@ -76,7 +78,8 @@ class LineFormat:
 
     @cached_property
     def _step(self) -> re.Pattern[str]:
-        return re.compile(self.step.replace("{n}", NUMBER), re.IGNORECASE)
+        pattern = self.step.replace("{n}", NUMBER).replace(".*", _ANYTHING)
+        return re.compile(pattern, re.IGNORECASE)
 
     @cached_property
     def _columns(self) -> list[tuple[str, tuple[Column, ...]]]:
