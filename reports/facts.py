@@ -57,6 +57,8 @@ def devices(analysis: Analysis) -> str:
     """Devices of the job by kind, with their number."""
     groups = analysis.hardware.devices
     if len(groups) == 1:
+        if any(warning.code == "devices_unknown" for warning in analysis.warnings):
+            return f"unknown number of {clean(groups[0].name)}"
         return f"{analysis.run.world_size} × {clean(groups[0].name)}"
     return " + ".join(f"{group.count} × {clean(group.name)}" for group in groups)
 
@@ -70,6 +72,22 @@ def ending(analysis: Analysis) -> str:
     if run.attempts > 1:
         text += f" · {plural(run.attempts, 'attempt')}"
     return f"{text} · {clean(run.id)} · began {clean(run.started_at)}"
+
+
+def source_text(analysis: Analysis) -> str:
+    """Which tool's log it was and what that claims; empty for effprof's own runs."""
+    source = analysis.source
+    if source is None:
+        return ""
+    claimed = source.claimed
+    unit = "tokens/s per device" if claimed.tokens_per_s_scope == "device" else "tokens/s"
+    claims = [
+        "" if claimed.mfu is None else f"MFU {percent(claimed.mfu)}",
+        "" if claimed.tflops_per_device is None else f"{significant(claimed.tflops_per_device)} TFLOP/s per device",
+        "" if claimed.tokens_per_s is None else rate(claimed.tokens_per_s, unit),
+    ]
+    said = " · ".join(claim for claim in claims if claim) or "no rates"
+    return f"log of {clean(source.format)}, {plural(source.steps, 'record')}, which claims: {said}"
 
 
 def is_ceiling(share: Share) -> bool:

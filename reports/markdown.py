@@ -19,6 +19,7 @@ def render(analysis: Analysis) -> str:
     rows = [
         ("run", facts.headline(analysis)),
         ("ended", facts.ending(analysis)),
+        ("source", facts.source_text(analysis)),
         (facts.mfu_label(analysis), facts.mfu_text(analysis)),
         ("other conventions", facts.conventions_text(analysis)),
         ("model FLOPs", facts.model_flops_text(analysis)),

@@ -107,6 +107,7 @@ def _efficiency(analysis: Analysis) -> list[str]:
     ]
     for text, label in (
         (facts.conventions_text(analysis), ""),
+        (facts.source_text(analysis), "source"),
         (facts.model_flops_text(analysis), "model FLOPs"),
         (facts.throughput_text(analysis), "throughput"),
         (facts.memory_text(analysis), "memory"),

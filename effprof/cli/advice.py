@@ -14,7 +14,7 @@ from effprof.analysis.kernel import analyze_traces, is_trace_path
 from effprof.analysis.locate import locate_run
 from effprof.analysis.model import Analysis
 from effprof.analysis.timeline import build_timeline
-from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in
+from effprof.cli.foreign_logs import given_facts, is_foreign, one_log
 from effprof.errors import EffprofError
 from effprof.runlog.parallel import worker_pool
 from effprof.runlog.reader import Run, open_run
@@ -57,10 +57,10 @@ def read(given: str, peak_tflops: float | None = None, workers: int | None = Non
         EffprofError: nothing there can be read.
     """
     if is_foreign(given):
-        logs, complaints = logs_in(given)
+        log, complaint = one_log(given)
         facts = facts or given_facts(None, None, peak_tflops)
-        analysis = examine_foreign(logs[0], facts).analysis
-        return Read(logs[0], analysis, advise(analysis), complaints[0] if complaints else None)
+        analysis = examine_foreign(log, facts).analysis
+        return Read(log, analysis, advise(analysis), complaint)
     if is_trace_path(given):
         traced, complaint = analyze_traces(given)
         return Read(given, traced, advise(traced), complaint)

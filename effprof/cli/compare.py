@@ -20,7 +20,7 @@ def command(
     from effprof.analysis.compare import compare
     from effprof.analysis.foreign import examine_foreign
     from effprof.analysis.locate import locate_run
-    from effprof.cli.foreign_logs import is_foreign, logs_in
+    from effprof.cli.foreign_logs import is_foreign, one_log
     from effprof.reports import choose
     from effprof.reports.emit import emit
     from effprof.runlog.reader import open_run
@@ -31,7 +31,7 @@ def command(
     examined = []
     for given in runs:
         if is_foreign(given):
-            examined.append(examine_foreign(logs_in(given)[0][0]))
+            examined.append(examine_foreign(one_log(given)[0]))
             continue
         path, note = locate_run(given)
         if note:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,8 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="Device of another tool's log, as `effprof device` names it."),
 ]
+# A directory with more is no place where somebody keeps logs, such as a home directory given by mistake.
+_MOST_FILES = 2000
 _OWN_MARKS = (b'"effprof.run/', b'"effprof.log/')
 
 
@@ -53,7 +56,7 @@ def is_foreign(path: str) -> bool:
         is_run = os.path.exists(os.path.join(run, "run.json")) or any(
             name.startswith("attempt-") for name in os.listdir(run)
         )
-        return not is_run and any(os.path.isfile(os.path.join(path, name)) for name in os.listdir(path))
+        return not is_run and next(_files_below(path), None) is not None
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
@@ -62,17 +65,31 @@ def is_foreign(path: str) -> bool:
         return False
 
 
+def one_log(path: str) -> tuple[str, EffprofError | None]:
+    """(file, complaint): the log that a path means where only one can be shown; says which of a directory's it is.
+
+    Raises:
+        EffprofError: none of a directory's files is a log of a known tool.
+    """
+    logs, complaints = logs_in(path)
+    if len(logs) > 1:
+        name = os.path.relpath(logs[0], path)
+        typer.echo(f"effprof: {path} holds {len(logs)} logs; this is the first, {name}", err=True)
+    return logs[0], complaints[0] if complaints else None
+
+
 def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
-    """The readable logs of a path, a file's own or those in a directory, and a complaint for each other file."""
+    """The readable logs of a path, a file's own or those in and below a directory; a complaint for each other file.
+
+    Raises:
+        EffprofError: none of a directory's files is a log of a known tool.
+    """
     from effprof.runlog.importers.sniff import recognise
 
     if not os.path.isdir(path):
         return [path], []
     found, complaints = [], []
-    for name in sorted(os.listdir(path)):
-        file = os.path.join(path, name)
-        if not os.path.isfile(file) or name.startswith("."):
-            continue
+    for file in _files_below(path):
         try:
             if recognise(file) is None:
                 raise EffprofError(f"{file}: not recognised", "it is passed over")
@@ -85,3 +102,16 @@ def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
             "give the run directory that effprof named, or a log that `effprof analyze` can read (docs/logs.md)",
         )
     return found, complaints
+
+
+def _files_below(path: str) -> Iterator[str]:
+    """Files in and below a directory in the order of their names, hidden ones passed over, as many as `_MOST_FILES`."""
+    count = 0
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                count += 1
+                if count > _MOST_FILES:
+                    return
+                yield os.path.join(folder, name)

@@ -65,6 +65,7 @@ def test_mfu_is_recomputed_beside_the_claim(tmp_path: Path) -> None:
     share = found.efficiency.mfu
     assert share.value == pytest.approx(per_sequence * 128 / 8 / 989.4e12, rel=1e-3)
     assert share.dtype == "bf16"
+    assert share.value is not None
     assert found.efficiency.conventions.palm.mfu is not None
     assert found.efficiency.conventions.palm.mfu > share.value
     codes = {warning.code: warning.message for warning in found.warnings}
@@ -112,6 +113,41 @@ def test_a_restart_s_later_steps_count(tmp_path: Path) -> None:
     assert found.source is not None
     assert found.efficiency.step_time_s.median == pytest.approx(0.4)
     assert any(warning.code == "repeated_steps" for warning in found.warnings)
+
+
+def test_reports_name_the_tool_and_its_claim(tmp_path: Path) -> None:
+    from effprof.reports import markdown, terminal
+
+    found = analysis(tmp_path / "log", megatron().replace("world_size", "other_size"))
+    for text in (terminal.render(found), markdown.render(found)):
+        assert "log of megatron-lm, 20 records, which claims: 100 TFLOP/s per device" in " ".join(text.split())
+        assert "unknown number of unknown device" in text
+
+
+def test_a_comparison_has_no_rate_per_device_where_devices_are_unknown(tmp_path: Path) -> None:
+    from effprof.analysis.compare import compare
+
+    examined = []
+    for name, text in (("a", megatron()), ("b", megatron().replace("world_size", "other_size"))):
+        (tmp_path / name).write_text(text)
+        examined.append(examine_foreign(str(tmp_path / name)))
+    rates = {metric.name: metric.values for metric in compare(examined).metrics}
+    assert rates["samples_per_s_per_device"] == [pytest.approx(16), None]
+    assert rates["samples_per_s"] == [pytest.approx(128), pytest.approx(128)]
+
+
+def test_a_directory_s_folders_are_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("job-1", "job-2"):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        (tmp_path / "jobs" / name / "out").write_text(megatron())
+    (tmp_path / "jobs" / "job-1" / "notes").write_text("nothing here")
+    assert main(["analyze", str(tmp_path / "jobs"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert "notes: not recognised" in printed.err
+    (tmp_path / "other").write_text(megatron())
+    assert main(["compare", str(tmp_path / "jobs"), str(tmp_path / "other"), "--json"]) == 0
+    assert "holds 2 logs; this is the first, job-1/out" in capsys.readouterr().err
 
 
 def test_the_commands_take_other_tools_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
