@@ -4,8 +4,8 @@ A format is one file in this folder (or an entry point in the group `effprof.imp
 with `name`, `score` and `read`. Most are tables: a `LineFormat` (see `table.py`) says which line is a step and which
 piece of it goes into which column. Formats are told apart by content, never by a file's name.
 
-To add one, write `effprof/runlog/importers/<tool>.py` with `FORMAT` (or `FORMATS`) and a test beside it; `torchtitan.py`
-is a short example, `megatron.py` one that mends its log after reading (`finish`), `huggingface.py` one that is no table.
+To add one, write `effprof/runlog/importers/<tool>.py` with `FORMAT` (or `FORMATS`) and a test. `torchtitan.py` is a
+short example, `megatron.py` one that mends its log after reading (`finish`), `huggingface.py` one that is no table.
 
 - A column holds what the log prints and nothing that follows from it: `effprof.analysis.foreign_steps` derives the
   rest, and what is printed is what `source.claimed` repeats. `COLUMNS` lists the names and units.
