@@ -45,12 +45,16 @@ def command(
     check_peak(peak_tflops)
     report = choose(as_json=as_json, as_markdown=as_markdown)
     facts = given_facts(model, device, peak_tflops)
-    rendered, problems = [], []
-    paths, unknown = [], []
+    rendered: list[str] = []
+    problems: list[EffprofError] = []
+    paths: list[str] = []
+    from_folder: set[str] = set()
+    unknown: list[EffprofError] = []
     for given in runs:
         if is_foreign(given) and os.path.isdir(given):
             logs, complaints = logs_in(given)
             paths += logs
+            from_folder |= set(logs)
             unknown += complaints
         else:
             paths.append(given)
@@ -58,11 +62,14 @@ def command(
         try:
             found = read(path, peak_tflops, workers, facts)
         except EffprofError as error:
-            problems.append(error)
+            # a folder's file that only looked like a log is passed over, as those are that did not
+            (unknown if path in from_folder else problems).append(error)
             continue
         found.analysis.timeline = None  # long, and only drawn: `effprof report` keeps it
         rendered.append(report.render(found.analysis))
         problems += [found.complaint] if found.complaint else []
+    if unknown and not rendered and not problems:
+        problems.append(unknown.pop())
     if rendered:
         emit(("" if as_json else "\n").join(rendered), output)
     for note in unknown:

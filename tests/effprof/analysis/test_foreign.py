@@ -150,6 +150,16 @@ def test_a_directory_s_folders_are_looked_into(tmp_path: Path, capsys: pytest.Ca
     assert "holds 2 logs; this is the first, job-1/out" in capsys.readouterr().err
 
 
+def test_a_folder_s_file_that_only_looks_like_a_log_fails_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shapes.md").write_text('| LLaMA-Factory | `{"current_steps": n, "elapsed_time": "h:mm:ss"}` |\n')
+    assert main(["analyze", str(tmp_path)]) == 2
+    (tmp_path / "train.log").write_text(megatron())
+    assert main(["analyze", str(tmp_path), "--json"]) == 0
+    assert "shapes.md" in capsys.readouterr().err
+
+
 def test_the_commands_take_other_tools_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
