@@ -116,6 +116,14 @@ def parallel_size(run: Analysis, axis: str) -> int:
     return int(run.run.parallel.get(axis) or run.run.config.get(axis) or 1)
 
 
+def thread_busy(run: Analysis) -> float:
+    """Share of the steady steps' time that the training thread spent on a processor, mean over ranks, 0 … 1."""
+    shares = [rank.training_thread_busy for rank in run.ranks if rank.training_thread_busy is not None]
+    if not shares:
+        raise Missing("the training thread's processor time", f"{CALLBACK}, on Linux, for at least five seconds")
+    return sum(shares) / len(shares)
+
+
 def nodes(run: Analysis) -> int:
     """Hosts of the job."""
     return max(1, len(run.hardware.hosts))

@@ -194,6 +194,9 @@ class RankFigures(msgspec.Struct, kw_only=True):
     step_time_s: StepTime
     tokens_per_s: Annotated[float | None, _says("median; tokens of this rank's own batch")]
     account: Account
+    training_thread_busy: Annotated[
+        float | None, _says("processor time of the training thread ÷ wall clock, over the steady steps, 0 … 1")
+    ] = None
 
 
 class Spread(msgspec.Struct, kw_only=True):

@@ -80,11 +80,28 @@ def _summarise(job: _RankJob) -> tuple[RankFigures, dict[str, float]]:
         step_time_s=step_time(own),
         tokens_per_s=float(np.nanmedian(rates)) if np.isfinite(rates).any() else None,
         account=job.account,
+        training_thread_busy=_thread_busy(log, rows),
     )
     if not len(rows):
         return figures, {}
     phases = {phase: float(np.median(seconds_in(log, (phase,))[rows])) for phase in _SPREAD_PHASES}
     return figures, {"step": float(np.median(own)), **phases}
+
+
+def _thread_busy(log: RankLog, rows: NDArray[np.int64]) -> float | None:
+    """Share of the steady steps' time in which the training thread was on a processor; None below two readings."""
+    if not len(rows):
+        return None
+    ends = column(log, "end_ns")[rows]
+    read = [
+        (line.monotonic_ns, line.training_thread_cpu_ns)
+        for line in log.memory
+        if line.training_thread_cpu_ns is not None and ends[0] <= line.monotonic_ns <= ends[-1]
+    ]
+    if len(read) < 2:
+        return None
+    (began, before), (ended, after) = read[0], read[-1]
+    return min(1.0, max(0.0, (after - before) / (ended - began))) if ended > began else None
 
 
 def device_label(device: dict[str, Any]) -> str:

@@ -147,7 +147,7 @@ def _step_ends(attempt: Attempt, rows: dict[int, NDArray[np.int64]], start_s: fl
 
 
 def _loss(run: Run, steps: JobSteps, edges: Edges) -> TimelineBand | None:
-    """The column `loss` of the first rank that has it; nothing in effprof needs it, other writers may log it."""
+    """The column `loss` of the first rank that has it."""
     parts: list[Array] = []
     for attempt, rows in zip(run.attempts, steps.rank_rows, strict=True):
         logs = _logs(attempt, rows)

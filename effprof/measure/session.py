@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,6 +115,7 @@ class Session:
         writer = RankWriter(directory, header)
         self.clock = PhaseClock(taken_over_ns, self._add_span)
         self._process = psutil.Process()
+        self._thread_clock = _processor_clock(threading.get_ident())
         self.recorder = Recorder(
             writer,
             self.clock,
@@ -191,6 +193,7 @@ class Session:
             step=self.clock.step_sequence,
             process_rss_bytes=self._process.memory_info().rss,
             process_peak_rss_bytes=peak_resident_bytes(),
+            training_thread_cpu_ns=self._thread_clock(),
         )
         if self.device.type != "cpu":
             counters = allocator_counters(self.device)
@@ -235,6 +238,22 @@ def device_counters(device: DeviceIdentity) -> dict[str, int]:
     except (RuntimeError, AttributeError, AssertionError, NotImplementedError):
         return {}
     return {"device_free_bytes": int(free), "device_total_bytes": int(total)}
+
+
+def _processor_clock(thread: int) -> Callable[[], int | None]:
+    """Reads a thread's processor time in nanoseconds, from any thread; None where the system has no such clock."""
+    try:
+        clock = time.pthread_getcpuclockid(thread)
+    except (AttributeError, OSError):
+        return lambda: None
+
+    def read() -> int | None:
+        try:
+            return time.clock_gettime_ns(clock)
+        except OSError:  # the thread has ended
+            return None
+
+    return read
 
 
 def peak_resident_bytes() -> int | None:

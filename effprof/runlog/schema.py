@@ -96,7 +96,7 @@ class Span(msgspec.Struct, tag="span", tag_field="type", kw_only=True):
 
 
 class Memory(msgspec.Struct, tag="memory", tag_field="type", kw_only=True):
-    """Allocator counters at the log interval. All null on a device without a caching allocator."""
+    """Allocator counters at the log interval, null on a device without a caching allocator; and the process's own."""
 
     monotonic_ns: int
     step: int
@@ -110,6 +110,7 @@ class Memory(msgspec.Struct, tag="memory", tag_field="type", kw_only=True):
     ooms: int | None = None
     process_rss_bytes: int | None = None
     process_peak_rss_bytes: int | None = None  # as the kernel counted it, not sampled
+    training_thread_cpu_ns: int | None = None  # processor time of the thread that trains, since it began
     inactive_split_bytes: int | None = None  # free parts of blocks that are in use: fragmentation
     peak_inactive_split_bytes: int | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from effprof.advise.facts import config, device_type, needs_accelerator, step_share, telemetry_mean
+import math
+
+from effprof.advise.facts import config, device_type, needs_accelerator, step_share, telemetry_mean, thread_busy
 from effprof.advise.gains import clip_gain, gain_from_removed_share
 from effprof.advise.over_time import median_of_phase, median_step_seconds, phase_bins
 from effprof.advise.rule import Match, Missing, Threshold, rule
@@ -63,8 +65,9 @@ IDLE_HOST = Threshold(
         "huggingface": "TrainingArguments(dataloader_num_workers=N, dataloader_persistent_workers=True)",
     },
     gain_basis="the wait's share of the step is the bound; N workers hide what they can load in the rest of the step, "
-    "60 to 100 % of it on a host beside an accelerator. On a CPU the loader's work stays on the processors that "
-    "compute: at most their idle share (telemetry) goes away, and without telemetry that of the waiting thread's",
+    "60 to 100 % of it on a host beside an accelerator. On a CPU the wait is split by the training thread's processor "
+    "time: what it slept (disk, network) goes to 92 to 100 %, what it worked stays on the processors that compute, and "
+    "at most their idle share (telemetry) goes away",
     risk="workers copy the dataset's Python objects: host memory grows with their number",
     risk_level="low",
     sources=[
@@ -78,7 +81,7 @@ def too_few_workers(run: Analysis) -> Match | None:
     """Input wait above the threshold with fewer workers than processors."""
     share = step_share(run, "step.input_wait")
     workers, processors = int(config(run, "num_workers")), int(config(run, "host_cpus"))
-    wanted = wanted_workers(processors)
+    wanted = max(wanted_workers(processors), _workers_that_sleep(run, share) if not workers else 0)
     if not WAIT.is_crossed(share) or workers >= wanted:
         return None
     gain = _gain_of_workers(run, share, workers, wanted, processors)
@@ -102,19 +105,35 @@ def wanted_workers(processors: int) -> int:
     return min(MAX_WORKERS, max(1, processors - 1))
 
 
+def _workers_that_sleep(run: Analysis, wait: float) -> int:
+    """Workers that load in three quarters of the rest of the step, where loading needs hardly a processor; else 0."""
+    if device_type(run) != "cpu" or _slept(run, wait) < 0.8 * wait:
+        return 0
+    return min(MAX_WORKERS, math.ceil(wait / (0.75 * max(0.01, 1 - wait))))
+
+
 def _gain_of_workers(run: Analysis, share: float, workers: int, wanted: int, processors: int) -> Gain:
     """Workers load beside the step: it ends with the slowest of its own work, the loading and the busy processors."""
     loading = max(share, float(workers))  # processor time of loading ÷ step time; workers that lag behind are all busy
-    hidden = min(share, max(0.0, 1 - loading / wanted))
     bound = gain_from_removed_share(share, (0.0, 0.0, 0.0)).bound
     if device_type(run) != "cpu":
-        return _clipped(hidden, (0.6, 0.9, 1.0), bound)
+        return _clipped(min(share, max(0.0, 1 - loading / wanted)), (0.6, 0.9, 1.0), bound)
+    slept = _slept(run, share) if not workers else 0.0
     try:
         idle = 1 - telemetry_mean(run, "cpu_percent") / 100
     except Missing:
         # one thread loads while the others wait: their part of the wait is free, the loading thread's is not
-        return _clipped(min(hidden, share * (processors - 1) / processors), (0.6, 0.9, 1.0), bound)
-    return _clipped(min(hidden, max(0.0, idle)), (0.7, 0.9, 1.0), bound)
+        idle = share * (processors - 1) / processors
+    hidden = min(slept + min(share - slept, max(0.0, idle)), max(0.0, 1 - loading / wanted))
+    return _clipped(hidden, (0.92, 0.97, 1.0) if slept > share / 2 else (0.7, 0.9, 1.0), bound)
+
+
+def _slept(run: Analysis, wait: float) -> float:
+    """Part of the wait, ÷ step time, in which the training thread, which loads by itself, was on no processor."""
+    try:
+        return min(wait, 1 - thread_busy(run))  # computing on a CPU it is always on one
+    except Missing:
+        return 0.0
 
 
 def _clipped(share: float, fractions: tuple[float, float, float], bound: float) -> Gain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,27 @@ def test_watch_measures_phases_steps_and_flops(tmp_path: Path, capsys: pytest.Ca
     per_sample = 2 * 2 * 8 * 16 + 3 * 2 * 16 * 4
     assert analyze(open_run(str(tmp_path / "run"))).efficiency.conventions.exact.flops_per_step == 12 * per_sample
     assert f"effprof analyze {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_the_training_threads_processor_time_tells_sleeping_from_working(tmp_path: Path) -> None:
+    def busy(name: str, work: Any) -> float:
+        model, optimizer = net()
+
+        def batches() -> Any:
+            ends = time.monotonic() + 3.5
+            while time.monotonic() < ends:
+                work()
+                yield torch.randn(6, 8)
+
+        with make(tmp_path / name, model) as profiler:
+            run_loop(profiler, batches(), model, optimizer)
+        share = analyze(open_run(str(tmp_path / name))).ranks[0].training_thread_busy
+        assert share is not None
+        return share
+
+    asleep = busy("asleep", lambda: time.sleep(0.02))
+    working = busy("working", lambda: sum(range(200_000)))
+    assert asleep < 0.5 * working
 
 
 def test_training_is_bit_identical_with_and_without(tmp_path: Path) -> None:

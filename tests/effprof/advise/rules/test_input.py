@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from effprof.advise.rule import Missing
+from effprof.runlog.schema import Memory
 from tests.support.advised_runs import CPU, assert_bounded, found, host_load
 
 FEEDING = {"num_workers": 0, "host_cpus": 8, "pin_memory": True, "persistent_workers": False, "accumulate": 1}
@@ -44,6 +45,26 @@ def test_one_worker_cannot_load_faster_than_the_step_allows(make: Any) -> None:
     assert finding is not None
     assert finding.gain.high == pytest.approx(1 / 0.7 - 1)
     assert finding.gain.bound == pytest.approx(1 / 0.3 - 1)
+
+
+def test_a_loader_that_sleeps_hides_wholly_and_needs_as_many_workers_as_the_wait_is_long(
+    tmp_path: Path, hand_made: Any
+) -> None:
+    def finding(name: str, busy: float) -> Any:
+        run = hand_made(tmp_path / name, name).record(config={**FEEDING, "host_cpus": 2})
+        opened = run.memory().monotonic_ns - 1_000_000_000  # end of the start-up of two seconds
+        lines = [
+            Memory(monotonic_ns=opened + n * 10**9, step=n, training_thread_cpu_ns=round(n * busy * 10**9))
+            for n in range(1, 60)
+        ]
+        return found(host_load(run.rank([waiting(0.5)] * 60, device=CPU, lines=lines), 50), "in-workers")
+
+    asleep, working = finding("asleep", 0.5), finding("working", 1.0)
+    assert asleep.changes["num_workers"] == 2, "0.5 s of loading a step in 0.5 s of computing, with time to spare"
+    assert asleep.gain.high == pytest.approx(1.0)
+    assert asleep.gain.low == pytest.approx(1 / (1 - 0.92 * 0.5) - 1)
+    assert working.changes["num_workers"] == 1
+    assert working.gain.low < 0.6
 
 
 def test_on_a_cpu_only_idle_processors_help(make: Any) -> None:
