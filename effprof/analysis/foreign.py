@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -11,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effprof.analysis.analyze import Examined
+from effprof.analysis.foreign_claims import claimed_median
+from effprof.analysis.foreign_given import Given, add_given
 from effprof.analysis.foreign_mfu import Recomputed, recompute
 from effprof.analysis.foreign_steps import ForeignSteps, foreign_steps
 from effprof.analysis.model import (
@@ -33,18 +33,10 @@ from effprof.metrics.intervals import median_interval
 from effprof.runlog.importers.base import ForeignLog
 from effprof.runlog.importers.sniff import read_foreign
 
+__all__ = ["Given", "examine_foreign"]
+
 Array = NDArray[np.float64]
 _ENDING = "another tool's log: it does not say how the run ended"
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the log may lack: a model's config as a mapping, a device by its name, a dtype, a peak in TFLOP/s."""
-
-    model: Mapping[str, Any] | None = None
-    device: str | None = None
-    dtype: str | None = None
-    peak_tflops: float | None = None
 
 
 def examine_foreign(path: str, given: Given | None = None) -> Examined:
@@ -54,9 +46,10 @@ def examine_foreign(path: str, given: Given | None = None) -> Examined:
         EffprofError: it is no log of a known tool, or holds nothing of a training.
     """
     log = read_foreign(path)
-    steps = foreign_steps(log)
     given = given or Given()
-    recomputed = recompute(log, steps, given.model, given.device, given.dtype, given.peak_tflops)
+    add_given(log, given)
+    steps = foreign_steps(log)
+    recomputed = recompute(log, steps, given)
     return Examined(_analysis(log, steps, recomputed), _job_steps(log, steps))
 
 
@@ -89,29 +82,17 @@ def _analysis(log: ForeignLog, steps: ForeignSteps, recomputed: Recomputed) -> A
 
 
 def _source(log: ForeignLog) -> Source:
-    claims = {}
-    for name in ("mfu", "tflops_per_device"):
-        claims[name] = _claim(log, name)
-    job, device = _claim(log, "tokens_per_s"), _claim(log, "tokens_per_s_per_device")
+    job, device = claimed_median(log, "tokens_per_s"), claimed_median(log, "tokens_per_s_per_device")
     return Source(
         format=log.format,
         steps=log.records,
         claimed=Claimed(
-            mfu=claims["mfu"],
-            tflops_per_device=claims["tflops_per_device"],
+            mfu=claimed_median(log, "mfu"),
+            tflops_per_device=claimed_median(log, "tflops_per_device"),
             tokens_per_s=device if job is None else job,
             tokens_per_s_scope=None if job is None and device is None else "device" if job is None else "job",
         ),
     )
-
-
-def _claim(log: ForeignLog, name: str) -> float | None:
-    """Median of what the log prints; what is not above zero is how tools say "not known"."""
-    values = log.columns.get(name)
-    if values is None:
-        return None
-    known = values[np.isfinite(values) & (values > 0)]
-    return float(np.median(known)) if len(known) else None
 
 
 def _efficiency(steps: ForeignSteps, recomputed: Recomputed) -> Efficiency:
@@ -205,7 +186,9 @@ def _warnings(log: ForeignLog, steps: ForeignSteps) -> list[Warning]:
             Warning(code="not_in_log", message=f"{', '.join(missing)}: the log does not say enough (null, not 0)")
         )
     if not log.facts.get("world_size"):
-        warnings.append(Warning(code="devices_unknown", message="the log does not say how many devices it ran on"))
+        warnings.append(
+            Warning(code="devices_unknown", message="the log does not say how many devices it ran on: give --devices")
+        )
     return warnings
 
 

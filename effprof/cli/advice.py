@@ -9,7 +9,8 @@ import typer
 from effprof.advise.calibration import load_calibration
 from effprof.advise.recommend import Recommendations, recommend
 from effprof.analysis.analyze import Examined, examine
-from effprof.analysis.foreign import Given, examine_foreign
+from effprof.analysis.foreign import examine_foreign
+from effprof.analysis.foreign_given import Given
 from effprof.analysis.kernel import analyze_traces, is_trace_path
 from effprof.analysis.locate import locate_run
 from effprof.analysis.model import Analysis
@@ -58,7 +59,7 @@ def read(given: str, peak_tflops: float | None = None, workers: int | None = Non
     """
     if is_foreign(given):
         log, complaint = one_log(given)
-        facts = facts or given_facts(None, None, peak_tflops)
+        facts = facts or given_facts(peak_tflops=peak_tflops)
         analysis = examine_foreign(log, facts).analysis
         return Read(log, analysis, advise(analysis), complaint)
     if is_trace_path(given):

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from effprof.cli.foreign_logs import DeviceOption, ModelOption
+from effprof.cli.foreign_logs import (
+    DeviceOption,
+    DevicesOption,
+    DtypeOption,
+    GlobalBatchOption,
+    ModelOption,
+    SeqOption,
+)
 from effprof.errors import EffprofError
 
 
@@ -30,6 +37,10 @@ def command(
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
+    seq: SeqOption = None,
+    devices: DevicesOption = None,
+    global_batch: GlobalBatchOption = None,
+    dtype: DtypeOption = None,
     workers: Annotated[
         int | None,
         typer.Option(metavar="N", help="Processes that read the ranks' logs; by default one per 128 MiB and core."),
@@ -44,7 +55,7 @@ def command(
 
     check_peak(peak_tflops)
     report = choose(as_json=as_json, as_markdown=as_markdown)
-    facts = given_facts(model, device, peak_tflops)
+    facts = given_facts(model, device, peak_tflops, seq=seq, devices=devices, global_batch=global_batch, dtype=dtype)
     rendered: list[str] = []
     problems: list[EffprofError] = []
     paths: list[str] = []

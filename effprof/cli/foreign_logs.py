@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from effprof.errors import EffprofError
 
 if TYPE_CHECKING:
-    from effprof.analysis.foreign import Given
+    from effprof.analysis.foreign_given import Given
 
 ModelOption = Annotated[
     str | None,
@@ -23,25 +23,90 @@ DeviceOption = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="Device of another tool's log, as `effprof device` names it."),
 ]
+SeqOption = Annotated[
+    int | None, typer.Option("--seq", metavar="N", help="Tokens of a sequence, where another tool's log lacks it.")
+]
+DevicesOption = Annotated[
+    int | None,
+    typer.Option("--devices", metavar="N", help="Devices of the whole job, where another tool's log lacks it."),
+]
+GlobalBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--global-batch",
+        metavar="N",
+        help="Sequences of one optimizer step over all devices and micro-batches, where another tool's log lacks it.",
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="DTYPE", help="bf16, fp16, fp8, fp32, …: of the matmuls in another tool's log, else bf16."
+    ),
+]
+
+
+def each_log(name: str, metavar: str, what: str) -> Any:
+    """An option of a command that reads several logs: given once it holds for all, else once per log in their order."""
+    return typer.Option(name, metavar=metavar, help=f"Other tools' logs: {what}; once for all, or once per log.")
+
+
 # A directory with more is no place where somebody keeps logs, such as a home directory given by mistake.
 _MOST_FILES = 2000
 _OWN_MARKS = (b'"effprof.run/', b'"effprof.log/')
 
 
-def given_facts(model: str | None, device: str | None, peak_tflops: float | None) -> Given:
+def given_facts(
+    model: str | None = None,
+    device: str | None = None,
+    peak_tflops: float | None = None,
+    *,
+    seq: int | None = None,
+    devices: int | None = None,
+    global_batch: int | None = None,
+    dtype: str | None = None,
+) -> Given:
     """What the user adds to a log.
 
     Raises:
-        EffprofError: the model's config cannot be read.
+        EffprofError: the model's config cannot be read, or a fact is none.
     """
-    from effprof.analysis.foreign import Given
+    from effprof.analysis.foreign_given import Given
 
     config = None
     if model is not None:
         from effprof.workload.config_file import read_config_file
 
         config = read_config_file(model)
-    return Given(model=config, device=device, peak_tflops=peak_tflops)
+    return Given(
+        model=config,
+        device=device,
+        dtype=dtype,
+        peak_tflops=peak_tflops,
+        sequence_length=seq,
+        devices=devices,
+        global_batch=global_batch,
+    )
+
+
+def facts_of_each(logs: int, **options: Sequence[Any] | None) -> Iterator[Given]:
+    """What the user adds to each of several logs, from options that were given once for all or once per log.
+
+    Raises:
+        EffprofError: an option was given another number of times, or `given_facts` refuses it.
+    """
+    for name, values in options.items():
+        if values and len(values) not in (1, logs):
+            option = f"--{name.replace('_', '-')}"
+            raise EffprofError(
+                f"{option} is given {len(values)} times for {logs} logs of other tools",
+                "give it once for all, or once per log in their order",
+            )
+    each = [
+        given_facts(**{name: values[min(number, len(values) - 1)] for name, values in options.items() if values})
+        for number in range(logs)
+    ]
+    return iter(each)
 
 
 def is_foreign(path: str) -> bool:

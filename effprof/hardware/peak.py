@@ -81,11 +81,16 @@ def _normalize(by_dtype: Mapping[str, float]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for name, share in by_dtype.items():
         if share > 0 and math.isfinite(share):
-            key = name.removeprefix("torch.")
-            key = _ALIASES.get(key, key)
+            key = canonical_dtype(name)
             shares[key] = shares.get(key, 0.0) + share
     total = sum(shares.values())
     return dict(sorted(((key, share / total) for key, share in shares.items()), key=lambda pair: -pair[1]))
+
+
+def canonical_dtype(name: str) -> str:
+    """The catalogue's name of a dtype: `torch.bfloat16`, `bfloat16` and `bf16` are `bf16`; others stay as they are."""
+    key = name.removeprefix("torch.")
+    return _ALIASES.get(key, key)
 
 
 def _given(peak_tflops: float, shares: Mapping[str, float]) -> Peak | str:
