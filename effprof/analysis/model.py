@@ -130,6 +130,13 @@ class Account(msgspec.Struct, kw_only=True):
         dict[str, float],
         _says("NAME: seconds. 0 is measured and zero; a line that this basis cannot measure is absent"),
     ]
+    per_call_share: Annotated[
+        float | None,
+        _says(
+            "share of the steps' time that forward and backward pay per operator, however little data: host gaps and "
+            "each operator's fixed part. Of a kernel window on a CPU, null without one, and for single ranks"
+        ),
+    ] = None
 
 
 class Goodput(msgspec.Struct, kw_only=True):

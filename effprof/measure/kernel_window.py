@@ -219,6 +219,7 @@ class KernelWindow:
             lines=summary.lines,
             by_phase=summary.by_phase,
             families=summary.families,
+            operators=summary.operators,
             account=summary.account,
             cost=window.cost,
             trace=kept,

@@ -19,8 +19,39 @@ _ELEMENTWISE = re.compile(
     r"addcmul|relu|gelu|silu|tanh|sigmoid|threshold_backward|normal|bernoulli|uniform|random|eq|ne|lt|gt|le|ge)_?"
 )
 _REDUCTION = re.compile(r"sum|mean|max|min|norm|linalg_vector_norm|var|std|prod|cumsum|topk|sort|argmax|any|all")
+# Operators that make a tensor without touching elements: what one takes, any operator takes at least.
+_DATALESS = re.compile(
+    r"as_strided|view|_unsafe_view|reshape|expand|t|transpose|permute|unsqueeze|squeeze|detach|alias|slice|select|empty"
+)
+# What an operator takes with next to no data, in units of one that touches none: benchmarks/operator_floor.py, means
+# over Llama and GPT-2 of two tokens. The rest of a matrix product's floor is reading its weights.
+FLOORS = {
+    "elementwise": 5.0,
+    "memory": 3.0,
+    "reduction": 7.0,
+    "normalisation": 6.0,
+    "embedding": 9.0,
+    "gemm": 9.0,
+    "attention": 15.0,
+}
+DATALESS_FLOOR, OTHER_FLOOR = 1.5, 2.0
 _COLLECTIVE = re.compile(r"^(?:gloo|mpi|ucc):(.+)$")
 STEP = "ProfilerStep#"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One call. `own` is µs outside the operators that it called; `is_dataless` where it touches no element."""
+
+    start: float
+    own: float
+    family: str
+    is_dataless: bool
+
+    @property
+    def floor(self) -> float:
+        """What it takes however little data there is, in units of the median operator that touches none."""
+        return DATALESS_FLOOR if self.is_dataless else FLOORS.get(self.family, OTHER_FLOOR)
 
 
 @dataclass
@@ -30,14 +61,14 @@ class OperatorTrace:
     Attributes:
         busy: time with at least one operator running, on any thread.
         communication, point_to_point: time with a collective, or a send or receive, under way.
-        families: (start, µs of its own, family) of each operator: time in operators that it called is theirs.
+        operators: each operator, in no order.
         steps: number → (start, end) of the annotation around each profiled step.
     """
 
     busy: Intervals
     communication: Intervals
     point_to_point: Intervals
-    families: list[tuple[float, float, str]] = field(default_factory=list)
+    operators: list[Operator] = field(default_factory=list)
     steps: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -74,7 +105,7 @@ def read_operators(path: str) -> OperatorTrace:
 
 def operator_family(name: str) -> str:
     """The kernel family of an operator: `aten::addmm` → `gemm`."""
-    short = name.rpartition("::")[2].rpartition(".")[0] or name.rpartition("::")[2]
+    short = _short(name)
     if _GEMM.fullmatch(short):
         return "gemm"
     if _ELEMENTWISE.fullmatch(short):
@@ -84,8 +115,14 @@ def operator_family(name: str) -> str:
     return "memory" if short == "cat" else kernel_family(short)
 
 
-def _own_times(operators: list[tuple[float, float, str]]) -> Iterator[tuple[float, float, str]]:
-    """(start, µs outside called operators, family) of one thread's operators, which nest."""
+def _short(name: str) -> str:
+    """The operator's name without its library and its overload."""
+    plain = name.rpartition("::")[2]
+    return plain.rpartition(".")[0] or plain
+
+
+def _own_times(operators: list[tuple[float, float, str]]) -> Iterator[Operator]:
+    """One thread's operators, which nest."""
     open_calls: list[tuple[float, float, str, float]] = []  # start, end, name, µs in called operators
     for start, end, name in sorted(operators, key=lambda one: (one[0], -one[1])):
         while open_calls and open_calls[-1][1] <= start:
@@ -99,9 +136,10 @@ def _own_times(operators: list[tuple[float, float, str]]) -> Iterator[tuple[floa
         yield _closed(open_calls.pop())
 
 
-def _closed(call: tuple[float, float, str, float]) -> tuple[float, float, str]:
+def _closed(call: tuple[float, float, str, float]) -> Operator:
     start, end, name, inside = call
-    return start, max(0.0, end - start - inside), operator_family(name)
+    is_dataless = _DATALESS.fullmatch(_short(name)) is not None
+    return Operator(start, max(0.0, end - start - inside), operator_family(name), is_dataless)
 
 
 def _union(spans: list[tuple[float, float]]) -> Intervals:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from effprof.errors import EffprofError
-from effprof.measure.window_operators import OperatorTrace, read_operators
+from effprof.measure.window_operators import Operator, OperatorTrace, read_operators
 from effprof.trace import intervals
 from effprof.trace.account import account_rank
 from effprof.trace.collectives import name_collectives
@@ -48,6 +48,7 @@ class WindowSummary(msgspec.Struct, kw_only=True):
     lines: dict[str, float]
     by_phase: dict[str, dict[str, float]] = {}
     families: dict[str, float] = {}
+    operators: dict[str, float] = {}
     account: dict[str, Any] = {}
     problems: list[str] = []
 
@@ -127,24 +128,48 @@ def _reduce_operators(trace: OperatorTrace, facts: WindowFacts) -> WindowSummary
     for found in by_phase.values():
         for line, seconds in found.items():
             lines[line] = lines.get(line, 0.0) + seconds
+    called = _called(trace, phases)
     return WindowSummary(
-        window_s=sum(lines.values()), lines=lines, by_phase=by_phase, families=_families(trace, phases)
+        window_s=sum(lines.values()),
+        lines=lines,
+        by_phase=by_phase,
+        families=_families(called),
+        operators=_operators([*called["forward"], *called["backward"]]),
     )
 
 
-def _families(trace: OperatorTrace, phases: dict[str, Intervals]) -> dict[str, float]:
-    """Operators' own seconds by family in the compute phases; what the optimizer's phase holds is the optimizer's."""
+def _called(trace: OperatorTrace, phases: dict[str, Intervals]) -> dict[str, list[Operator]]:
+    """Compute phase → the operators that began in it."""
+    starts = np.array([operator.start for operator in trace.operators])
+    inside = {phase: intervals.contains(phases.get(phase, EMPTY), starts) for phase in COMPUTE_PHASES}
+    return {
+        phase: [trace.operators[index] for index in np.flatnonzero(found).tolist()] for phase, found in inside.items()
+    }
+
+
+def _families(called: dict[str, list[Operator]]) -> dict[str, float]:
+    """Operators' own seconds by family; what the optimizer's phase holds is the optimizer's."""
     families: dict[str, float] = {}
-    if not trace.families:
-        return families
-    starts = np.array([start for start, _, _ in trace.families])
-    for phase in COMPUTE_PHASES:
-        inside = intervals.contains(phases.get(phase, EMPTY), starts)
-        for index in np.flatnonzero(inside).tolist():
-            _, own, family = trace.families[index]
-            name = "optimizer" if phase == "optimizer" else family
-            families[name] = families.get(name, 0.0) + own * US
+    for phase, operators in called.items():
+        for operator in operators:
+            name = "optimizer" if phase == "optimizer" else operator.family
+            families[name] = families.get(name, 0.0) + operator.own * US
     return families
+
+
+def _operators(operators: list[Operator]) -> dict[str, float]:
+    """What the operators of the model took, and how much of it they would take with next to no data."""
+    dataless = [operator.own for operator in operators if operator.is_dataless]
+    if not dataless:
+        return {}
+    dispatch = float(np.median(dataless))
+    fixed = sum(min(operator.own, operator.floor * dispatch) for operator in operators)
+    return {
+        "count": len(operators),
+        "own_s": sum(operator.own for operator in operators) * US,
+        "dispatch_s": dispatch * US,
+        "fixed_s": fixed * US,
+    }
 
 
 def _device_lines(trace: RankTrace, facts: WindowFacts) -> dict[str, float]:

@@ -152,6 +152,9 @@ class Kernels(msgspec.Struct, tag="kernels", tag_field="type", kw_only=True):
     lines: dict[str, float]  # line of the time account → seconds of the window; they sum to `window_s`
     by_phase: dict[str, dict[str, float]] = {}  # on "operators": host phase → line → seconds
     families: dict[str, float] = {}  # kernel family → seconds of device time
+    # on "operators", of forward and backward: count; own_s; dispatch_s, the median of one that touches no data; and
+    # fixed_s, the part of own_s that they would take with next to no data
+    operators: dict[str, float] = {}
     account: dict[str, Any] = {}  # the rank's `kernel_account`; empty on "operators"
     cost: dict[str, float] = {}  # start_s, stop_s (training waited), export_s, reduce_s (it did not)
     trace: str = ""  # file beside the log that holds the raw trace, where it was kept

@@ -248,6 +248,27 @@ def test_operators_of_a_cpu(tmp_path: Path) -> None:
     assert families == {"gemm": 20 + 80 + 50 + 60, "elementwise": 50, "other": 50, "optimizer": 40}
     assert summary.window_s == pytest.approx(900e-6)
     assert summary.account == {}
+    assert summary.operators == {}, "without an operator that touches no data there is no measure of calling one"
+
+
+def test_what_operators_take_however_little_data(tmp_path: Path) -> None:
+    events = [
+        STEP,
+        event("cpu_op", "aten::view", 1100, 1101),
+        event("cpu_op", "aten::transpose", 1105, 1107),
+        event("cpu_op", "aten::t", 1110, 1113),
+        event("cpu_op", "aten::mm", 1120, 1220),  # 9 × 2 µs of its 100
+        event("cpu_op", "aten::gelu", 1230, 1235),  # below 5 × 2 µs: all of it
+        event("cpu_op", "aten::lerp_", 1810, 1850),  # the optimizer's
+    ]
+    facts = WindowFacts(**{**FACTS, "has_device": False})  # type: ignore[arg-type]
+    operators = reduce_window(write_trace(tmp_path / "t.json", events), facts).operators
+    assert {name: round(1e6 * value, 3) for name, value in operators.items() if name != "count"} == {
+        "own_s": 1 + 2 + 3 + 100 + 5,
+        "dispatch_s": 2,
+        "fixed_s": 1 + 2 + 3 + 18 + 5,
+    }
+    assert operators["count"] == 5
 
 
 def test_kernels_of_a_device(tmp_path: Path) -> None:
