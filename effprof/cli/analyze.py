@@ -47,7 +47,10 @@ def command(
     ] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
-    """Efficiency, time account, memory, expert load, ranks and warnings of one or several runs."""
+    """Shows a run's efficiency and where its time went.
+
+    Efficiency, time account, waterfall, memory, expert load, ranks, warnings and what to change; several runs at once.
+    """
     from effprof.cli.advice import check_peak, read
     from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in
     from effprof.reports import choose

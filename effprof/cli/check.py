@@ -25,7 +25,10 @@ def command(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="GitHub-flavoured Markdown, for a summary.")] = False,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
-    """Exit code 0: passed or within noise; 1: worse than allowed, and more than noise; 2: bad input."""
+    """Fails where a run is slower than its baseline.
+
+    Exit code 0: passed or within noise; 1: worse than allowed, and more than noise; 2: bad input.
+    """
     from effprof.analysis.analyze import examine
     from effprof.analysis.check import FAILED, check
     from effprof.analysis.locate import locate_run

@@ -24,7 +24,10 @@ def command(
     dtype: Annotated[list[str] | None, each_log("--dtype", "DTYPE", "dtype of the matmuls")] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
-    """Differing settings first, then every figure absolute, per device, relative to peak and to bandwidth."""
+    """Sets runs side by side, on any chips.
+
+    Differing settings first, then every figure absolute, per device, relative to peak and to bandwidth.
+    """
     from effprof.analysis.analyze import examine
     from effprof.analysis.compare import compare
     from effprof.analysis.foreign import examine_foreign

@@ -25,9 +25,12 @@ def command(
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure matrix products and a copy on this machine (seconds).")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (effprof.device/1).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON document (effprof.device/1).")] = False,
 ) -> None:
-    """Dense peaks of a chip with their sources; --measure adds what this machine reaches."""
+    """Shows a chip's dense peaks and their sources.
+
+    This machine's chip without --name; --measure adds what the machine reaches.
+    """
     from effprof.hardware.report import describe_machine, describe_named
     from effprof.hardware.show import render
 

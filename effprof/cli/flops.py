@@ -21,9 +21,12 @@ def command(
     image_size: Annotated[
         int | None, typer.Option("--image-size", help="Side of the image for vision models (default: the config's).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON document (effprof.flops/1).")] = False,
 ) -> None:
-    """Training FLOPs (forward + backward) and parameters of a model, in every convention."""
+    """Counts a model's training FLOPs and parameters.
+
+    FLOPs are forward + backward of one unpadded sequence (or image), in every convention.
+    """
     from effprof.workload.architecture import from_hf_config
     from effprof.workload.config_file import read_config_file
     from effprof.workload.flops import report

@@ -23,7 +23,10 @@ def command(
     ] = None,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
-    """Findings in the order in which to try them. Gains are predicted: `effprof verify` tries them here."""
+    """Lists what to change first, by predicted gain.
+
+    Findings in the order in which to try them. Gains are predicted: `effprof verify` tries them here.
+    """
     from effprof.cli.advice import check_peak, read
     from effprof.reports import choose, recommendations
     from effprof.reports.emit import emit

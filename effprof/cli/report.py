@@ -30,7 +30,10 @@ def command(
         typer.Option(metavar="TFLOPS", help="Dense peak of one device, where the record has none or another."),
     ] = None,
 ) -> int:
-    """One self-contained HTML file: efficiency, time account, steps over time, memory, experts, ranks, telemetry."""
+    """Writes a run as one HTML file with charts.
+
+    Self-contained: efficiency, waterfall, time account, steps over time, memory, experts, ranks, telemetry.
+    """
     from effprof.cli.advice import check_peak, read
     from effprof.reports import html
     from effprof.reports.emit import emit

@@ -15,7 +15,10 @@ def command(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Markdown.")] = False,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
-    """What the recommendations rest on."""
+    """Lists the rules behind the recommendations.
+
+    Each with its threshold, the reason for it, the setting it changes, its source, and what trials here made of it.
+    """
     from effprof.advise.calibration import load_calibration
     from effprof.advise.listing import list_rules
     from effprof.reports import choose, rules

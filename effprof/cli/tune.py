@@ -18,7 +18,10 @@ def command(
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result as JSON to FILE too.")
     ] = None,
 ) -> int:
-    """Measures, recommends, verifies the best, keeps what is confirmed, and again until nothing above noise is left."""
+    """Keeps what makes your own training faster.
+
+    Measures, recommends, verifies the best, keeps what is confirmed, and again until nothing above noise is left.
+    """
     from effprof.advise.tune import tune
     from effprof.cli.trials import INTERRUPTED, need_command, read_budget, tell, trials_directory
     from effprof.reports import choose, trials

@@ -23,7 +23,9 @@ def command(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="GitHub-flavoured Markdown.")] = False,
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help="Write to FILE.")] = None,
 ) -> int:
-    """Runs COMMAND with and without a change in short, interleaved segments and compares speed and loss.
+    """Tries a change on your own training command.
+
+    Runs COMMAND with and without the change in short, interleaved segments and compares speed and loss.
 
     Exit code 0: confirmed; 1: not confirmed, or the loss is damaged; 2: bad input.
     """
