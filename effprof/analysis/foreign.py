@@ -42,6 +42,10 @@ _ENDING = "another tool's log: it does not say how the run ended"
 def examine_foreign(path: str, given: Given | None = None) -> Examined:
     """Analyse another tool's log.
 
+    Args:
+        path: a file, or a directory that one tool wrote.
+        given: what the log lacks; it takes the place of what the log says.
+
     Raises:
         EffprofError: it is no log of a known tool, or holds nothing of a training.
     """

@@ -41,9 +41,11 @@ _UNITS = {"memory_bytes": "totalGlobalMem", "compute_units": "numSms"}
 
 
 def analyze_traces(path: str) -> tuple[Analysis, EffprofError | None]:
-    """(analysis, what to complain about afterwards) of a profiler trace or of a folder with one per rank.
+    """Analyse a profiler trace by itself, or a folder with one per rank.
 
-    A file that is cut off is analysed as far as it goes; the error says what is missing.
+    Returns:
+        The analysis, and what to complain about afterwards: a file that is cut off is analysed as far as it goes, and
+        the error says what is missing.
 
     Raises:
         EffprofError: nothing there, or a trace that cannot be read.
