@@ -5,17 +5,18 @@ from __future__ import annotations
 from effprof.advise.facts import KERNEL_WINDOW, kernel_share, step_share
 from effprof.advise.rule import Missing
 from effprof.analysis.model import Analysis
-
-PRODUCTS = ("gemm", "grouped_gemm", "attention", "convolution")
+from effprof.analysis.operators import PRODUCTS
 
 
 def product_share(run: Analysis) -> float:
-    """Share of the step in matrix products, 0 … 1: the kernel window's, else executed FLOPs at the full peak.
+    """Share of the step in matrix products, 0 … 1: a kernel window's, else executed FLOPs at the full peak.
 
-    The second is a lower bound, as products seldom reach the peak; without either it raises `Missing`.
+    The latter is a lower bound, as products seldom reach the peak; without either it raises `Missing`.
     """
     if run.kernel_account:
         return kernel_share(run, *PRODUCTS)
+    if run.operators is not None:
+        return run.operators.product_share
     return peak_share(run)
 
 

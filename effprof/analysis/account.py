@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from effprof.analysis.model import ACCOUNT_LINES, Account, Warning
 from effprof.analysis.resumes import KeptSteps, kept_steps
 from effprof.analysis.steps import JobSteps, column, seconds_in, world_size
-from effprof.analysis.windows import WindowShares, book_profiling, fixed_operator_share, window_shares
+from effprof.analysis.windows import WindowShares, book_profiling, window_shares
 from effprof.runlog.parallel import in_order
 from effprof.runlog.reader import RankLog, Run
 from effprof.runlog.schema import PHASES, STEP_PHASES
@@ -116,7 +116,7 @@ def account(run: Run, steps: JobSteps, executor: Executor | None = None) -> RunA
     for own in ranks.values():
         _settle(own.lines, own.wall_s)
     return RunAccount(
-        Account(basis=basis, wall_s=wall_s, lines=job, per_call_share=_per_call_share(job, fixed_operator_share(run))),
+        Account(basis=basis, wall_s=wall_s, lines=job),
         dict(sorted(ranks.items())),
         sum((window.gap_s + window.end_s - window.start_s) * window.devices for window in windows),
         windows[0].start_s,
@@ -151,14 +151,6 @@ def _settle(lines: dict[str, float], wall_s: float) -> None:
     """Make the lines sum to the wall clock to the last bit that floating point holds."""
     rest = wall_s - sum(seconds for name, seconds in lines.items() if name != "unattributed")
     lines["unattributed"] = max(0.0, rest)
-
-
-def _per_call_share(lines: dict[str, float], fixed: float | None) -> float | None:
-    """Share of the steps' time in host gaps and the operators' fixed part; None where that is not known."""
-    steps_s = sum(seconds for name, seconds in lines.items() if name.startswith("step."))
-    if fixed is None or "step.host_gap" not in lines or steps_s <= 0:
-        return None
-    return (lines["step.host_gap"] + fixed * (lines["step.forward"] + lines["step.backward"])) / steps_s
 
 
 def _summarise(job: _RankJob) -> tuple[dict[str, float], list[Warning]]:

@@ -17,6 +17,7 @@ from effprof.analysis.hardware import describe_hardware
 from effprof.analysis.memory import measure_memory
 from effprof.analysis.model import Analysis, RunFacts, Warning
 from effprof.analysis.moe import measure_moe
+from effprof.analysis.operators import operator_figures
 from effprof.analysis.outcome import outcome
 from effprof.analysis.ranks import measure_ranks
 from effprof.analysis.steps import JobSteps, job_steps, world_size
@@ -83,6 +84,7 @@ def examine(
             ),
         ),
         kernel_account=kernels,
+        operators=operator_figures(run, time_account.job),
         memory=memory,
         moe=moe,
         ranks=ranks,

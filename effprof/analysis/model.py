@@ -130,13 +130,17 @@ class Account(msgspec.Struct, kw_only=True):
         dict[str, float],
         _says("NAME: seconds. 0 is measured and zero; a line that this basis cannot measure is absent"),
     ]
-    per_call_share: Annotated[
-        float | None,
-        _says(
-            "share of the steps' time that forward and backward pay per operator, however little data: host gaps and "
-            "each operator's fixed part. Of a kernel window on a CPU, null without one, and for single ranks"
-        ),
-    ] = None
+
+
+class OperatorFigures(msgspec.Struct, kw_only=True):
+    """What the operators of forward and backward take on a CPU, scaled from its kernel windows to all steps."""
+
+    per_step: Annotated[float, _says("calls in one step, mean over ranks")]
+    dispatch_s: Annotated[float, _says("median of one that touches no data: what calling one takes")]
+    fixed_share: Annotated[
+        float, _says("share of the steps' time paid however few tokens: host gaps and each operator's fixed part")
+    ]
+    product_share: Annotated[float, _says("share of the steps' time in matrix products and attention")]
 
 
 class Goodput(msgspec.Struct, kw_only=True):
@@ -376,6 +380,7 @@ class Analysis(msgspec.Struct, kw_only=True):
     goodput: Goodput = msgspec.field(default_factory=Goodput)
     waterfall: Annotated[list[Bar], _says("empty where there is no `mfu_wall`")] = []
     kernel_account: Annotated[dict[str, RankKernels], _says("RANK: {…}; empty without a trace or kernel window")] = {}
+    operators: Annotated[OperatorFigures | None, _says("null without a kernel window on a CPU")] = None
     memory: MemoryFigures
     moe: Annotated[Moe | None, _says("null where no expert load was recorded")] = None
     ranks: list[RankFigures]

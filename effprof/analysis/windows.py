@@ -85,13 +85,6 @@ def window_families(run: Run) -> dict[str, float]:
     return families
 
 
-def fixed_operator_share(run: Run) -> float | None:
-    """Part of the operators' own time that they would take without data, 0 … 1; None without a window on a CPU."""
-    windows = [line.operators for rank in run.attempts[-1].ranks for line in rank.kernels if line.operators]
-    own_s = sum(window.get("own_s", 0.0) for window in windows)
-    return sum(window.get("fixed_s", 0.0) for window in windows) / own_s if own_s > 0 else None
-
-
 def window_accounts(run: Run) -> tuple[dict[str, RankKernels], list[Warning]]:
     """`kernel_account`: rank → the account of its latest window on a device, and what those say of themselves."""
     accounts: dict[str, RankKernels] = {}

@@ -109,7 +109,7 @@ def memory_is_free(run: Analysis) -> Match | None:
     lever="fewer, larger micro-batches for the same global batch",
     frameworks=SIZE_KNOBS,
     gain_basis="model time above what the FLOPs need at the peak is the bound. On a CPU the kernel window tells what "
-    "is paid per operator however few tokens (account.per_call_share): k-fold micro-batches save 1 − 1/k of it, 85 to "
+    "is paid per operator however few tokens (operators.fixed_share): k-fold micro-batches save 1 − 1/k of it, 85 to "
     "110 % of that; without it 15 to 30 % of the bound's time is taken to be paid per micro-batch",
     risk="activations grow with the micro-batch; padding may grow with it",
     risk_level="low",
@@ -148,10 +148,10 @@ def _larger(run: Analysis, factor: int, evidence: list[Evidence], published: boo
     excess = min(0.95, max(0.0, model_share(run) + gaps - peak_share(run)))
     saved = 1 - 1 / factor
     gain = gain_from_removed_share(excess * saved, (0.15, 0.22, 0.3))
-    if (per_call := run.account.per_call_share) is not None:
-        removed = gain_from_removed_share(per_call * saved, (0.85, 1.0, 1.0))
-        high = gain_from_removed_share(min(1.0, 1.1 * per_call) * saved, (1.0, 1.0, 1.0))
-        gain = clip_gain(removed.low, removed.likely, high.high, gain.bound)
+    if run.operators is not None:
+        fixed = run.operators.fixed_share
+        low, likely, high = (gain_from_removed_share(part * fixed * saved, (1, 1, 1)).high for part in (0.85, 1.0, 1.1))
+        gain = clip_gain(low, likely, high, gain.bound)
     return Match(
         evidence=[*evidence, Evidence(metric="run.config.micro_batch", value=size // factor, unit="samples")],
         gain=gain_from_published("micro_batch", gain.bound) if published else gain,
@@ -179,7 +179,7 @@ def _larger(run: Analysis, factor: int, evidence: list[Evidence], published: boo
         "huggingface": "TrainingArguments(train_sampling_strategy='group_by_length')",
     },
     gain_basis="padding_share of the model's time is the bound, p / (1 − p) where the model is the whole step; windows "
-    "of many batches leave 10 to 30 % of the padding, and smaller products lose some of their rate",
+    "of many batches leave 5 to 20 % of the padding, and smaller products lose some of their rate: 70 to 92 % goes",
     risk="the order of the samples is less random",
     risk_level="low",
     sources=["https://arxiv.org/abs/2107.02027", "https://github.com/allenai/OLMo-core/pull/48"],
@@ -190,7 +190,7 @@ def padding(run: Analysis) -> Match | None:
     share = _padding(run)
     if not PADDING.is_crossed(share):
         return None
-    gain = gain_from_removed_share(share * model_share(run), (0.6, 0.75, 0.85))
+    gain = gain_from_removed_share(share * model_share(run), (0.7, 0.82, 0.92))
     sampler = "DataLoader(batch_sampler=batch_sampler)  # samples sorted by length within windows of 50 batches"
     return Match(
         evidence=[PADDING.saw(share)],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from effprof.advise.facts import config, needs_accelerator, wall_share
-from effprof.advise.gains import gain_from_removed_share
+from effprof.advise.gains import clip_gain, gain_from_removed_share
 from effprof.advise.products import model_share
 from effprof.advise.rule import Match, Threshold, rule
-from effprof.analysis.model import Analysis
+from effprof.analysis.model import Analysis, Gain
 
 COLLECTOR = Threshold(
     "run.config.gc_share",
@@ -31,6 +31,8 @@ ANOMALY = Threshold("run.config.detect_anomaly", 0.5, "true or false", "a debugg
 DETERMINISTIC = Threshold(
     "run.config.deterministic", 0.5, "true or false", "asks for slower kernels on every step: on only for a reason"
 )
+# Time that anomaly detection adds per operator, in units of one that touches no data.
+TRACE_AND_SEARCH = (22.0, 27.0, 31.0)
 
 
 @rule(
@@ -103,8 +105,9 @@ def frequent_logging(run: Analysis) -> Match | None:
     thresholds=[ANOMALY],
     lever="switch it off",
     frameworks={"lightning": "Trainer(detect_anomaly=False)", "pytorch": "torch.autograd.set_detect_anomaly(False)"},
-    gain_basis="forward and backward's share of the step is the bound; 10 to 22 % of it is taken to be the traces and "
-    "searches, without a published pair: verify it",
+    gain_basis="forward and backward's share of the step is the bound. On a CPU with a kernel window the traces and "
+    "searches take 22 to 31 times the dispatch of each operator (benchmarks/anomaly_cost.py: 27 to 31 at a Trainer's "
+    "depth, 18 to 26 without); else 10 to 60 % of the bound's time, without a published pair: verify it",
     risk="a NaN is noticed later",
     risk_level="low",
     sources=["https://docs.pytorch.org/docs/stable/autograd.html#anomaly-detection"],
@@ -117,10 +120,20 @@ def anomaly_detection(run: Analysis) -> Match | None:
         return None
     return Match(
         evidence=[ANOMALY.saw(is_on)],
-        gain=gain_from_removed_share(min(1.0, model_share(run)), (0.1, 0.16, 0.22)),
+        gain=_gain_without_traces(run),
         knobs={"lightning": "Trainer(detect_anomaly=False)", "pytorch": "torch.autograd.set_detect_anomaly(False)"},
         changes={"detect_anomaly": False},
     )
+
+
+def _gain_without_traces(run: Analysis) -> Gain:
+    """What keeping a stack trace per operator and searching every gradient for NaN costs."""
+    computing = min(1.0, model_share(run))
+    if run.operators is None or not run.efficiency.step_time_s.median:
+        return gain_from_removed_share(computing, (0.1, 0.3, 0.6))
+    calls = run.operators.per_step * run.operators.dispatch_s / run.efficiency.step_time_s.median
+    low, likely, high = (gain_from_removed_share(times * calls, (1, 1, 1)).high for times in TRACE_AND_SEARCH)
+    return clip_gain(low, likely, high, gain_from_removed_share(computing, (1, 1, 1)).bound)
 
 
 @rule(

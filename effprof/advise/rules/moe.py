@@ -76,6 +76,7 @@ GROUPING_ON_CPU = (
     (90.0, (0.2, 0.35, 0.7)),
     (0.0, (0.5, 1.2, 2.0)),
 )
+MANY_TOKENS = 180.0
 
 
 def moe_of(run: Analysis) -> Moe:
@@ -109,8 +110,9 @@ def _all_to_all(run: Analysis) -> float:
         "pytorch": "torch._grouped_mm over experts' weights in one tensor",
         "megatron": "--moe-grouped-gemm",
     },
-    gain_basis="accelerators: quartiles of eleven published pairs (5 to 20 %); CPUs: by tokens per expert, as measured "
-    "with benchmarks/experts.py, the fewer the more; never above forward and backward of this run",
+    gain_basis="accelerators: quartiles of eleven published pairs (5 to 20 %). CPUs: from 180 tokens per expert on 20 "
+    "to 90 % of what operators take without data (operators.fixed_share); without a kernel window and below, by tokens "
+    "per expert, as measured with benchmarks/experts.py, the fewer the more. Never above forward and backward",
     risk="sums run in another order; on an accelerator without a grouped kernel the loop comes back",
     risk_level="low",
     sources=[
@@ -140,7 +142,7 @@ def experts_one_by_one(run: Analysis) -> Match | None:
             Evidence(metric="tokens per expert and micro-batch", value=tokens, unit="tokens"),
             Evidence(metric="account: forward and backward", value=computing, unit="share of step time"),
         ],
-        gain=_gain_of_grouping(device_type(run), tokens, gain_from_removed_share(computing, (1, 1, 1)).bound),
+        gain=_gain_of_grouping(run, tokens, gain_from_removed_share(computing, (1, 1, 1)).bound),
         knobs={
             "huggingface": 'model.set_experts_implementation("grouped_mm")',
             "lightning": 'self.model.set_experts_implementation("grouped_mm")  # in configure_model',
@@ -150,9 +152,15 @@ def experts_one_by_one(run: Analysis) -> Match | None:
     )
 
 
-def _gain_of_grouping(device: str, tokens: float, bound: float) -> Gain:
-    if device != "cpu":
+def _gain_of_grouping(run: Analysis, tokens: float, bound: float) -> Gain:
+    if device_type(run) != "cpu":
         return gain_from_published("moe_grouped_gemm", bound)
+    if run.operators is not None and tokens >= MANY_TOKENS:
+        # an expert's products are large enough: what grouping saves is calling operators for each expert
+        low, likely, high = (
+            gain_from_removed_share(part * run.operators.fixed_share, (1, 1, 1)).high for part in (0.2, 0.5, 0.9)
+        )
+        return clip_gain(low, likely, high, bound)
     low, likely, high = next(gains for least, gains in GROUPING_ON_CPU if tokens >= least)
     return clip_gain(low, likely, high, bound)
 

@@ -39,6 +39,16 @@ WIDTH = Threshold(
     "published 8-bit gains are of models this wide; smaller products lose more to scaling than they gain",
     ">=",
 )
+WIDE_ENOUGH = Threshold(
+    "run.config.hidden_size",
+    192,
+    "elements",
+    "on a CPU products narrower than this lose to casts what they gain: 128 wide −9 to +20 %, 64 wide −42 % "
+    "(benchmarks/precision_cpu.py)",
+    ">=",
+)
+# Time of the casts on a CPU ÷ time of the fp32 products, times the hidden size: benchmarks/precision_cpu.py
+CASTS_ON_CPU = (60.0, 27.0, 6.0)
 AMP = "https://docs.pytorch.org/docs/stable/amp.html"
 MXFP8 = "https://github.com/pytorch/torchtitan/blob/main/torchtitan/components/quantization/mxfp8.md"
 NVFP4 = "https://github.com/pytorch/torchtitan/blob/main/torchtitan/components/quantization/nvfp4.md"
@@ -87,7 +97,7 @@ def full_fp32(run: Analysis) -> Match | None:
     area="precision",
     title="training in fp32 on a device with bf16 matrix units",
     symptom="most FLOPs are fp32 although the device's measured or stated bf16 rate is far higher",
-    thresholds=[PRODUCT_SHARE, FASTER],
+    thresholds=[PRODUCT_SHARE, FASTER, WIDE_ENOUGH],
     lever="bf16 mixed precision",
     frameworks={
         "lightning": "Trainer(precision='bf16-mixed')",
@@ -96,7 +106,8 @@ def full_fp32(run: Analysis) -> Match | None:
         "megatron": "--bf16",
     },
     gain_basis="Amdahl over the products' share with the ratio of the device's own measured bf16 and fp32 rates as the "
-    "limit; casts and smaller products leave 45 to 75 % of that ratio",
+    "limit; casts and smaller products leave 45 to 75 % of that ratio. On a CPU casts take 6 to 60 (likely 27) ÷ "
+    "hidden size of the products' time, as measured with benchmarks/precision_cpu.py",
     risk="bf16 keeps 8 bits of mantissa; weights and sums stay fp32 under autocast",
     risk_level="medium",
     sources=[AMP, "https://arxiv.org/abs/1905.12322"],
@@ -111,10 +122,18 @@ def fp32_training(run: Analysis) -> Match | None:
     share = product_share(run)
     if not FASTER.is_crossed(ratio) or not PRODUCT_SHARE.is_crossed(share):
         return None
-    factors = tuple(max(1.0, part * ratio) for part in (0.45, 0.6, 0.75))
+    evidence = [PRODUCT_SHARE.saw(share), FASTER.saw(ratio)]
     device = device_type(run)
+    if device == "cpu":
+        width = int(config(run, "hidden_size"))
+        if not WIDE_ENOUGH.is_crossed(width):
+            return None
+        evidence.append(WIDE_ENOUGH.saw(width))
+        factors = [1 / (1 / ratio + casts / width) for casts in CASTS_ON_CPU]
+    else:
+        factors = [max(1.0, part * ratio) for part in (0.45, 0.6, 0.75)]
     return Match(
-        evidence=[PRODUCT_SHARE.saw(share), FASTER.saw(ratio)],
+        evidence=evidence,
         gain=gain_from_faster_part(share, (factors[0], factors[1], factors[2]), limit=ratio),
         knobs={
             "lightning": "Trainer(precision='bf16-mixed')",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effprof.advise.facts import config, memory_bytes, memory_part, needs_accelerator, peak_memory_share, step_share
-from effprof.advise.gains import gain_from_removed_share, no_gain
+from effprof.advise.gains import clip_gain, gain_from_removed_share, no_gain
 from effprof.advise.rule import Match, Missing, Threshold, rule
 from effprof.analysis.model import Analysis, Gain
 
@@ -45,14 +45,23 @@ RECOMPUTE_KNOBS = {
 }
 
 
-def _recompute_gain(run: Analysis, removed: float, fractions: tuple[float, float, float]) -> tuple[float, Gain]:
-    """Recompute's FLOPs r per model FLOP take r / (1 + r) of forward and backward: what their absence saves."""
+def _recompute_gain(run: Analysis, fractions: tuple[float, float, float]) -> tuple[float, Gain]:
+    """Recomputed FLOPs per model FLOP, and what fractions of their time bring.
+
+    By FLOPs, r per model FLOP take r / (1 + r) of forward and backward. By time they take more, as what is recomputed
+    holds the many small operators and what is not the large product with the vocabulary; but never more than one
+    forward pass.
+    """
     recompute = run.run.flops.get("recompute_share")
     if recompute is None:
         raise Missing("the recomputed FLOPs", "EfficiencyCallback counts the operations of one micro-batch")
-    passes = step_share(run, "step.forward") + step_share(run, "step.backward")
-    share = passes * recompute / (1 + recompute) * removed
-    return recompute, gain_from_removed_share(share, fractions)
+    forward, backward = step_share(run, "step.forward"), step_share(run, "step.backward")
+    by_flops = (forward + backward) * recompute / (1 + recompute)
+    at_most = max(forward, by_flops)
+    low, likely, high = fractions
+    shares = (low * by_flops, likely * (by_flops + at_most) / 2, high * at_most)
+    gains = [gain_from_removed_share(share, (1, 1, 1)).high for share in shares]
+    return recompute, clip_gain(gains[0], gains[1], gains[2], gain_from_removed_share(at_most, (1, 1, 1)).bound)
 
 
 @rule(
@@ -63,8 +72,9 @@ def _recompute_gain(run: Analysis, removed: float, fractions: tuple[float, float
     thresholds=[ROOM, RECOMPUTE],
     lever="keep the activations",
     frameworks={"huggingface": "TrainingArguments(gradient_checkpointing=False)", "lightning": "FSDPStrategy()"},
-    gain_basis="r / (1 + r) of forward and backward is the bound, with r the recomputed FLOPs per model FLOP; "
-    "elementwise kernels recompute slower than products and the kept activations cost bandwidth: 75 to 100 % goes",
+    gain_basis="one forward pass is the bound. The low end is nine tenths of r / (1 + r) of forward and backward, with "
+    "r the recomputed FLOPs per model FLOP; elementwise operators take more time than FLOPs, so the likely value lies "
+    "half way to the bound",
     risk="runs out of memory on longer samples",
     risk_level="medium",
     sources=[KORTHIKANTI, CHECKPOINT],
@@ -75,7 +85,7 @@ def needless_recompute(run: Analysis) -> Match | None:
     """Recompute with room for what it saves."""
     if not config(run, "gradient_checkpointing"):
         return None
-    recompute, gain = _recompute_gain(run, 1.0, (0.75, 0.9, 1.0))
+    recompute, gain = _recompute_gain(run, (0.9, 1.0, 1.0))
     if not RECOMPUTE.is_crossed(recompute):
         return None
     evidence = [RECOMPUTE.saw(recompute)]
@@ -114,8 +124,8 @@ def _filled(run: Analysis) -> float:
         "pytorch": "torch.utils.checkpoint.checkpoint(fn, context_fn=CONTEXT, use_reentrant=False)",
         "megatron": "--recompute-granularity selective",
     },
-    gain_basis="r / (1 + r) of forward and backward is the bound; a policy that keeps products' results saves 30 to "
-    "70 % of it, in line with published pairs of 2 to 13 %",
+    gain_basis="one forward pass is the bound; a policy that keeps products' results saves 30 to 70 % of what the "
+    "recompute takes, in line with published pairs of 2 to 13 %",
     risk="a tenth to a half more activations",
     risk_level="medium",
     sources=[KORTHIKANTI, "https://github.com/pytorch/torchtitan/pull/165"],
@@ -128,7 +138,7 @@ def full_recompute(run: Analysis) -> Match | None:
     if not config(run, "gradient_checkpointing") or config(run, "gradient_checkpointing_policy") != "full":
         return None
     filled = peak_memory_share(run)
-    recompute, gain = _recompute_gain(run, 1.0, (0.3, 0.5, 0.7))
+    recompute, gain = _recompute_gain(run, (0.3, 0.5, 0.7))
     if ROOM.is_crossed(filled) or not SOME_ROOM.is_crossed(filled) or not RECOMPUTE.is_crossed(recompute):
         return None
     return Match(

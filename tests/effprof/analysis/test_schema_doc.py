@@ -68,6 +68,7 @@ def test_what_is_printed_has_the_keys(simple_run: Any) -> None:
     paths = found_paths(printed)
     optional = (
         "moe.",
+        "operators.",
         "ranks[].account",
         "warnings[]",
         "rank_spread.",

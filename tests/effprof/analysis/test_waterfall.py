@@ -205,6 +205,24 @@ def test_by_phase_shares_follow_the_host_s_phases(hand_made: Any, tmp_path: Any)
     assert lines["step.backward"] == pytest.approx(101 * 0.05)  # a phase that the window lacks keeps its time
 
 
+def test_operators_of_a_window_are_laid_on_the_other_steps(hand_made: Any, tmp_path: Any) -> None:
+    run = hand_made(tmp_path / "run").record()
+    by_phase = {"forward": {"step.forward": 0.02, "step.host_gap": 0.02}}
+    window = kernels({"step.forward": 0.02, "step.host_gap": 0.02}, by_phase=by_phase, basis="operators")
+    window.operators = {"count": 900.0, "own_s": 0.04, "dispatch_s": 2e-6, "fixed_s": 0.01}
+    window.families = {"gemm": 0.02, "attention": 0.01, "elementwise": 0.01}
+    run.rank([run.step() for _ in range(101)], lines=[window])
+    analysis = analyze(open_run(str(run.path)))
+    lines, found = analysis.account.lines, analysis.operators
+    assert found is not None
+    assert found.per_step == 900 / window.steps
+    assert found.dispatch_s == 2e-6
+    steps_s = sum(seconds for name, seconds in lines.items() if name.startswith("step."))
+    computing = lines["step.forward"] + lines["step.backward"]
+    assert found.fixed_share == pytest.approx((lines["step.host_gap"] + 0.25 * computing) / steps_s)
+    assert found.product_share == pytest.approx(0.75 * computing / steps_s)
+
+
 def test_clocks_below_boost_are_a_bar(hand_made: Any, tmp_path: Any) -> None:
     device = {"type": "cuda", "index": 0, "name": "NVIDIA H100 80GB HBM3", "compute_units": 132}
     peak = {"flops_per_s": 989.4e12, "dtype": "bf16", "source": "datasheet", "kind": "datasheet"}

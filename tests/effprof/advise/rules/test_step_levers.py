@@ -11,7 +11,7 @@ from effprof.advise.changes import check_changes
 from effprof.advise.registry import all_rules, find_rule
 from effprof.advise.rule import Missing
 from effprof.analysis.analyze import analyze
-from effprof.analysis.model import Analysis, Finding
+from effprof.analysis.model import Analysis, Finding, OperatorFigures
 from effprof.runlog.reader import open_run
 from effprof.trace.summary import Family, Idle, RankKernels
 
@@ -162,10 +162,35 @@ def test_larger_micro_batches_keep_the_global_batch(hand_made: Any, tmp_path: Pa
     assert finding.changes["micro_batch"] * finding.changes["accumulate"] == 4
 
 
-def test_recompute_is_bounded_by_its_flops(hand_made: Any, tmp_path: Path) -> None:
+def test_larger_micro_batches_save_what_each_operator_costs_without_data(hand_made: Any, tmp_path: Path) -> None:
+    run = _well_set(hand_made, tmp_path / "run", **SYMPTOMS["batch-tiny-micro"])
+    run.operators = OperatorFigures(per_step=4000, dispatch_s=1e-6, fixed_share=0.4, product_share=0.3)
+    (finding,) = _apply("batch-tiny-micro", run)
+    saved = 1 - finding.changes["accumulate"] / 4
+    assert finding.gain.likely == pytest.approx(1 / (1 - 0.4 * saved) - 1)
+    assert finding.gain.low < finding.gain.likely < finding.gain.high <= finding.gain.bound
+
+
+def test_recompute_is_bounded_by_one_forward_pass(hand_made: Any, tmp_path: Path) -> None:
     run = _well_set(hand_made, tmp_path / "run", **SYMPTOMS["mem-recompute-off"])
     (finding,) = _apply("mem-recompute-off", run)
-    assert finding.gain.bound == pytest.approx(1 / (1 - 0.8 * 0.33 / 1.33) - 1, rel=1e-6)
+    assert finding.gain.bound == pytest.approx(1 / (1 - 0.3) - 1, rel=1e-6)
+    assert finding.gain.low == pytest.approx(1 / (1 - 0.9 * 0.8 * 0.33 / 1.33) - 1, rel=1e-6)
+
+
+def test_narrow_products_of_a_cpu_lose_to_casts_what_bf16_gains(hand_made: Any, tmp_path: Path) -> None:
+    def findings(width: int) -> list[Finding]:
+        facts = {"low_precision_units": ["avx512_bf16"], "hidden_size": width}
+        ceilings = {"bf16": 2.1e11, "fp32": 1e11}
+        run = _well_set(hand_made, tmp_path / f"{width}", dtype="fp32", config=facts, ceilings=ceilings)
+        run.hardware.devices[0].type, run.kernel_account = "cpu", {}
+        run.operators = OperatorFigures(per_step=4000, dispatch_s=1e-6, fixed_share=0.1, product_share=0.75)
+        return _apply("prec-bf16", run)
+
+    assert findings(128) == []
+    (narrow,), (wide,) = findings(256), findings(512)
+    assert 0.2 < narrow.gain.low < narrow.gain.likely < wide.gain.likely < wide.gain.bound
+    assert wide.gain.bound == pytest.approx(1 / (0.25 + 0.75 / 2.1) - 1)
 
 
 def test_no_bf16_where_its_ceiling_is_no_higher(hand_made: Any, tmp_path: Path) -> None:
