@@ -2,15 +2,17 @@
 
 A probe is one file in this folder (or an entry point in the group `effprof.probes`) that names a class `PROBE`.
 It is read by the sampler process at about 1 Hz, never by the training process, so it must import without torch.
-Nothing raises on read: where there is no value the reading carries the reason.
+Nothing raises on read: where there is no value the reading carries the reason. Its `vendor` is "host" where it reads
+something that is no accelerator; else `effprof device` lists its devices, as torch's type `torch_type` where the class
+has that attribute. Its `support` is its row in the table of supported chips (`effprof.hardware.probe_table`).
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -30,6 +32,9 @@ Reason = Literal[
     "device_lost",
     "error",
 ]
+
+# What a reading was tested on: the chip; output of the vendor's own tool, recorded elsewhere; the documentation alone.
+State = Literal["run", "recorded", "documented"]
 
 ENTRY_POINT_GROUP = "effprof.probes"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
@@ -59,6 +64,22 @@ class Reading:
     scope: Scope
     kind: Kind
     reason: Reason = ""
+
+
+@dataclass(frozen=True)
+class Support:
+    """What stands behind a probe's readings: its row in the table of supported chips, declared by the class.
+
+    `readings` maps a reading's name to "run" (read on real hardware by this code), "recorded" (tested on output of the
+    real tool) or "documented" (tested on input made after the documentation); `unavailable` maps a name to why the
+    family has no such reading.
+    """
+
+    family: str  # "AMD Instinct and Radeon"
+    source: str  # "amdsmi, else rocm-smi"
+    readings: Mapping[str, State]
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    evidence: str = ""  # what it ran on, or which chips and tool versions the recordings are of
 
 
 @dataclass(frozen=True)
@@ -134,15 +155,27 @@ def pci_vendor_ids(root: Path = PCI_DEVICES) -> frozenset[str]:
     return frozenset(found)
 
 
-def _probe_factories() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and loader of each probe class: the files of this folder, then third parties' entry points."""
+def _own_factories() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and loader of each file of this folder; what it loads is None where the file holds no probe."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name != "base":
             path = f"{package}.{module.name}"
             yield module.name, lambda path=path: getattr(importlib.import_module(path), "PROBE", None)  # type: ignore[misc]
+
+
+def _probe_factories() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and loader of each probe class: the files of this folder, then third parties' entry points."""
+    yield from _own_factories()
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         yield entry.name, entry.load
+
+
+def probe_classes() -> Iterator[tuple[str, Any]]:
+    """Name and class of each probe of this package, found or not in this machine."""
+    for name, load in _own_factories():
+        if (probe_class := load()) is not None:
+            yield name, probe_class
 
 
 def available_probes(pids: Sequence[int] = ()) -> list[Probe]:

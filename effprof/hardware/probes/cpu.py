@@ -1,18 +1,17 @@
-"""Reads the host through psutil: processor, memory, disk and network counters, watched processes, package energy."""
+"""Reads the host through psutil: processor, memory, disk and network counters, and the watched processes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
 from effprof.hardware.host import cgroup_memory, core_count, cpu_model, total_memory
-from effprof.hardware.probes.base import Meaning, ProbeDevice, Reading, Reason
+from effprof.hardware.probes.base import Meaning, ProbeDevice, Reading, Reason, Support
 
 HOST = "host"
-POWERCAP = Path("/sys/class/powercap")
 
 HOST_MEANINGS = {
     "cpu_percent": Meaning("percent", "host", "gauge", "share of all cores' time busy since the previous sample"),
@@ -22,7 +21,6 @@ HOST_MEANINGS = {
     "disk_write_bytes": Meaning("bytes", "host", "counter", "all disks, since boot"),
     "net_sent_bytes": Meaning("bytes", "host", "counter", "all interfaces but loopback, since boot"),
     "net_received_bytes": Meaning("bytes", "host", "counter", "all interfaces but loopback, since boot"),
-    "cpu_energy_j": Meaning("J", "host", "counter", "processor packages (RAPL), since the probe opened"),
 }
 PROCESS_MEANINGS = {
     "process_rss_bytes": Meaning("bytes", "process", "gauge", "resident memory of the process itself"),
@@ -30,45 +28,23 @@ PROCESS_MEANINGS = {
 }
 
 
-class PackageEnergy:
-    """Joules used by the processor packages since the first read, unwrapped.
-
-    The kernel's counters (µJ) restart at `max_energy_range_uj`, every 11 to 22 minutes on a busy server.
-    """
-
-    def __init__(self, root: Path = POWERCAP) -> None:
-        self._zones = sorted(zone for zone in root.glob("intel-rapl:*") if zone.name.count(":") == 1)
-        self._last: dict[Path, int] = {}
-        self._total_uj = 0
-
-    def read(self) -> tuple[float | None, Reason]:
-        """Joules so far, or None and the reason."""
-        if not self._zones:
-            return None, "not_supported"
-        try:
-            for zone in self._zones:
-                # psys (the whole platform) contains the packages: adding it would count them twice
-                if not (zone / "name").read_text().startswith("package"):
-                    continue
-                now = int((zone / "energy_uj").read_text())
-                before = self._last.get(zone, now)
-                wrap = int((zone / "max_energy_range_uj").read_text()) if now < before else 0
-                self._total_uj += now - before + wrap
-                self._last[zone] = now
-        except PermissionError:
-            return None, "no_permission"
-        except (OSError, ValueError):
-            return None, "parse"
-        if not self._last:
-            return None, "not_supported"
-        return self._total_uj / 1e6, ""
-
-
 class CpuProbe:
     """The host and the watched processes, always present."""
 
     name = "cpu"
     vendor = "host"
+    support: ClassVar = Support(
+        family="CPU and host",
+        source="psutil, cgroup",
+        readings=dict.fromkeys([*HOST_MEANINGS, *PROCESS_MEANINGS], "run"),
+        unavailable={
+            "power_w": "see the energy counters of RAPL",
+            "throttle": "psutil has no counter",
+            "temperature_c": "psutil's sensors have no name that holds on every board",
+            "clock_mhz": "the kernel's figure is a request, not what ran",
+        },
+        evidence="run on x86-64 Linux in a container",
+    )
 
     def __init__(self, pids: Sequence[int] = ()) -> None:
         self.reason = ""
@@ -78,8 +54,6 @@ class CpuProbe:
                 self._processes[pid] = psutil.Process(pid)
             except psutil.Error:
                 self._processes[pid] = None
-        self._energy = PackageEnergy()
-        self._energy.read()
         self._closed = False
         psutil.cpu_percent(interval=None)  # the first call has no window and answers 0.0
 
@@ -132,7 +106,6 @@ class CpuProbe:
             if links:
                 values["net_sent_bytes"] = (sum(link.bytes_sent for link in links), "")
                 values["net_received_bytes"] = (sum(link.bytes_recv for link in links), "")
-        values["cpu_energy_j"] = self._energy.read()
         return values
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from effprof.hardware.probes.base import ProbeDevice, Reading, Reason
+from effprof.hardware.probes.base import ProbeDevice, Reading, Reason, Support
 from effprof.hardware.probes.nvidia_values import (
     FIELDS,
     MEANINGS,
@@ -37,6 +37,16 @@ class NvidiaProbe:
 
     name = "nvidia"
     vendor = "NVIDIA"
+    torch_type = "cuda"
+    support: ClassVar = Support(
+        family="NVIDIA GPU, MIG slice and vGPU",
+        source="NVML",
+        readings=dict.fromkeys(MEANINGS, "recorded")
+        | dict.fromkeys(
+            ("energy_j", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes"), "documented"
+        ),
+        evidence="H100 with MIG, H200 and L40S by drivers 590 and 595, A100 with MIG; vGPU after the documentation",
+    )
 
     def __init__(self, pids: Sequence[int] = (), library: Any = None) -> None:
         self.reason = ""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 
-from effprof.hardware.probes.cpu import HOST, CpuProbe, PackageEnergy
+from effprof.hardware.probes.cpu import HOST, CpuProbe
 
 
 def sample(probe: CpuProbe) -> dict[tuple[str, str], float | int | None]:
@@ -49,34 +48,3 @@ def test_a_process_that_ended_has_a_reason() -> None:
     reasons = {reading.reason for key, reading in probe.read() if key == f"pid-{child.pid}"}
     assert reasons == {"device_lost"}
     assert {reading.reason for key, reading in CpuProbe([child.pid]).read() if key != HOST} == {"device_lost"}
-
-
-def zone(root: Path, name: str, label: str, microjoules: int) -> Path:
-    folder = root / name
-    folder.mkdir(exist_ok=True)
-    (folder / "name").write_text(label + "\n")
-    (folder / "energy_uj").write_text(f"{microjoules}\n")
-    (folder / "max_energy_range_uj").write_text("1000000\n")
-    return folder
-
-
-def test_package_energy_adds_packages_and_unwraps(tmp_path: Path) -> None:
-    first = zone(tmp_path, "intel-rapl:0", "package-0", 900_000)
-    second = zone(tmp_path, "intel-rapl:1", "package-1", 0)
-    zone(tmp_path, "intel-rapl:2", "psys", 5)  # the platform holds the packages: not added
-    zone(tmp_path, "intel-rapl:0:0", "dram", 7)  # inside a package
-    energy = PackageEnergy(tmp_path)
-    assert energy.read() == (0.0, "")
-    (first / "energy_uj").write_text("100000\n")  # wrapped: 100 000 to the range's end, 100 000 on
-    (second / "energy_uj").write_text("300000\n")
-    joules, reason = energy.read()
-    assert joules is not None
-    assert abs(joules - 0.5) < 1e-9
-    assert reason == ""
-
-
-def test_no_energy_counter_is_a_reason(tmp_path: Path) -> None:
-    assert PackageEnergy(tmp_path).read() == (None, "not_supported")
-    zone(tmp_path, "intel-rapl:0", "package-0", 0)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("garbage")
-    assert PackageEnergy(tmp_path).read() == (None, "parse")
