@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from effprof.errors import EffprofError
 from effprof.hardware.names import ChipName, parse_name
+from effprof.hardware.slices import VirtualGpu, mig_units, parse_virtual_gpu, scale
 
 # Column of accelerators.csv → key of `Accelerator.peak_tflops`.
 DTYPE_COLUMNS = {
@@ -39,7 +40,8 @@ class Accelerator:
     """One row of the catalogue. Peaks are dense TFLOP/s (TOP/s for int8), of the device the runtime shows.
 
     `peak_tflops` has only the dtypes whose rate is known; `basis` says how it is known ("datasheet", "derived",
-    "third party", "announced"); `memory_bytes` is the nominal size (80 GB = 80e9), a little less than drivers report.
+    "third party", "announced"; "scaled" and "shared" are parts of a chip); `memory_bytes` is the nominal size (80 GB =
+    80e9), a little less than drivers report.
     A chip of which the runtime shows `runtime_devices_per_chip` devices has the whole chip's figures here.
     """
 
@@ -155,6 +157,8 @@ def lookup(
     evidence = _Evidence(memory_bytes, compute_units, power_limit_w)
     if query.slice_profile is not None:
         return _lookup_slice(query, evidence, vendor)
+    if guest := parse_virtual_gpu(name):
+        return _lookup_guest(guest, query.text, evidence)
     if query.memory_gb is not None and evidence.memory_bytes is None:
         described = replace(evidence, memory_bytes=query.memory_gb * 1e9)
     else:
@@ -275,16 +279,41 @@ def _memory_misfit(row: Accelerator, reported_bytes: float) -> float | None:
 def _lookup_slice(query: ChipName, evidence: _Evidence, vendor: str | None) -> Accelerator:
     """A MIG slice: the chip it is cut from, scaled by compute units, or a refusal."""
     whole_name = query.text[: query.text.upper().index("MIG")].strip(" -/")
-    whole = lookup(whole_name, vendor=vendor)
-    units = evidence.compute_units
-    if units is None or whole.compute_units is None or not 0 < units < whole.compute_units:
+    return _slice(lookup(whole_name, vendor=vendor), query.text, query.slice_profile or "", evidence)
+
+
+def _lookup_guest(guest: VirtualGpu, text: str, evidence: _Evidence) -> Accelerator:
+    """A virtual GPU: a MIG slice, or turns on a whole chip, whose peak is then nobody's alone."""
+    whole = lookup(guest.chip, vendor="NVIDIA")
+    if guest.profile is not None:
+        return _slice(whole, text, guest.profile, evidence)
+    note = "a virtual GPU takes turns on the whole chip: the peak is the chip's, also while another guest has it"
+    return replace(
+        whole,
+        name=f"{whole.name}, virtual GPU",
+        memory_bytes=round(evidence.memory_bytes or guest.memory_bytes),
+        basis="shared",
+        notes=f"{note}; {whole.notes}" if whole.notes else note,
+    )
+
+
+def _slice(whole: Accelerator, text: str, profile: str, evidence: _Evidence) -> Accelerator:
+    """The part of `whole` that a MIG profile has: by the units that the runtime counts, else by the driver's listing.
+
+    Raises:
+        UnknownAccelerator: neither is known, or the runtime's count can't be this slice's.
+    """
+    listed = mig_units(whole.name, whole.compute_units, profile)
+    units = evidence.compute_units or listed
+    if units is None or whole.compute_units is None or not 0 < units < whole.compute_units + (listed == units):
         raise UnknownAccelerator(
-            f"{query.text!r} is a slice (MIG) of a {whole.name}: it does not have that chip's peak",
+            f"{text!r} is a slice (MIG) of a {whole.name}: it does not have that chip's peak",
             hint="pass the slice's own compute units (compute_units=, --compute-units) to scale the chip's peak by, "
             f"or {PEAK_HINT}",
         )
-    share = query.slice_memory_gb * 1e9 / whole.memory_bytes if query.slice_memory_gb and whole.memory_bytes else None
-    return _scale(whole, units, f"MIG {query.slice_profile}".strip(), share, evidence.memory_bytes)
+    gigabytes = parse_name(f"MIG {profile}").slice_memory_gb
+    share = gigabytes * 1e9 / whole.memory_bytes if gigabytes and whole.memory_bytes else None
+    return scale(whole, units, f"MIG {profile}".strip(), share, evidence.memory_bytes)
 
 
 def _partition(named: Sequence[Accelerator], known: _Evidence) -> Accelerator | None:
@@ -294,31 +323,8 @@ def _partition(named: Sequence[Accelerator], known: _Evidence) -> Accelerator | 
         if row.vendor == "AMD" and units and row.compute_units and units < row.compute_units:
             parts, rest = divmod(row.compute_units, units)
             if rest == 0 and row.name_is_enough:
-                return _scale(row, units, f"partition 1/{parts}", 1 / parts, known.memory_bytes)
+                return scale(row, units, f"partition 1/{parts}", 1 / parts, known.memory_bytes)
     return None
-
-
-def _scale(
-    whole: Accelerator, units: int, label: str, memory_share: float | None, reported_bytes: float | None
-) -> Accelerator:
-    """The part of a chip that has `units` of its compute units: peaks in proportion, bandwidth by memory share."""
-    assert whole.compute_units is not None
-    share = units / whole.compute_units
-    memory, bandwidth = whole.memory_bytes, whole.memory_bandwidth_bytes_per_s
-    note = f"{label}: peaks of the {whole.name} scaled to {units} of {whole.compute_units} compute units"
-    return replace(
-        whole,
-        name=f"{whole.name}, {label} ({units} of {whole.compute_units} compute units)",
-        compute_units=units,
-        peak_tflops=MappingProxyType({dtype: peak * share for dtype, peak in whole.peak_tflops.items()}),
-        memory_bytes=round(reported_bytes or (memory or 0) * (memory_share or 0)) or None,
-        memory_bandwidth_bytes_per_s=bandwidth * memory_share if bandwidth and memory_share else None,
-        interconnect="",
-        interconnect_bytes_per_s=None,
-        tdp_w=None,
-        basis="scaled",
-        notes=f"{note}; {whole.notes}" if whole.notes else note,
-    )
 
 
 def _ambiguous(query: ChipName, rows: Sequence[Accelerator]) -> AmbiguousAccelerator:

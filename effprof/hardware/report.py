@@ -52,6 +52,7 @@ _BASIS = {
     "third party": "no vendor page was found for this row; the source is a third party's",
     "announced": "announced, not shipped: expect changes",
     "scaled": "a slice: the chip's peaks scaled by compute units",
+    "shared": "a virtual GPU that takes turns on a chip: the peak is the whole chip's, others have their share of it",
 }
 
 

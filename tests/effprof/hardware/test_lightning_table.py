@@ -112,11 +112,10 @@ def test_a_laptop_part_is_refused_where_lightning_takes_the_desktop_card(ask_lig
         lookup(name)
 
 
-def test_a_slice_is_refused_where_lightning_takes_the_whole_chip(ask_lightning: Any) -> None:
+def test_a_slice_has_its_share_where_lightning_takes_the_whole_chip(ask_lightning: Any) -> None:
     name = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
     assert ask_lightning(name, BF16) == pytest.approx(989.4)
-    with pytest.raises(UnknownAccelerator, match="slice"):
-        lookup(name)
+    assert lookup(name).peak_tflops["bf16"] == pytest.approx(989.4 * 16 / 132)
 
 
 def test_lightnings_h200_rows_are_sparse_and_unreachable() -> None:

@@ -60,7 +60,7 @@ def test_fp64_matmuls_run_on_the_tensor_cores() -> None:
         (T4, {"bf16": 1.0}, "no dense bf16 rate"),
         (DeviceIdentity("cuda", 0, "Warp Core 9000", "NVIDIA"), {"bf16": 1.0}, "not in the catalogue"),
         (DeviceIdentity("cuda", 0, "NVIDIA H100", "NVIDIA"), {"bf16": 1.0}, "could be any of"),
-        (DeviceIdentity("cuda", 0, "NVIDIA H100 80GB HBM3 MIG 3g.40gb"), {"bf16": 1.0}, "slice"),
+        (DeviceIdentity("cuda", 0, "NVIDIA H100 NVL MIG 1g.12gb"), {"bf16": 1.0}, "slice"),
         (H100, {}, "not known which dtypes"),
         (H100, {"bf16": float("nan")}, "not known which dtypes"),
     ],
