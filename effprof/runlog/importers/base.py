@@ -20,7 +20,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 ENTRY_POINT_GROUP = "effprof.importers"
 # Modules of this folder that hold no format.
-_NOT_FORMATS = ("base", "sniff", "table", "text")
+_NOT_FORMATS = ("base", "layout", "pattern", "sniff", "table", "text")
 
 # What a column of a foreign log means. A record is what the log says of one optimizer step, or of several.
 COLUMNS = {
@@ -92,6 +92,11 @@ class Head:
     path: str
     raw: bytes
     lines: Sequence[str]  # cleaned; from all over the file where its beginning holds no step of any format
+
+    @cached_property
+    def lowered(self) -> list[str]:
+        """The lines in lower case."""
+        return [line.lower() for line in self.lines]
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from functools import lru_cache
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
@@ -92,9 +93,8 @@ def _record(line: str, taken: Counter[tuple[str, str]] | None = None) -> Record:
         return {}
     record: Record = {"step": to_number(step.group(1))}
     for name, value, unit in _PAIR.findall(line):
-        for expression, column, default in _EXPRESSIONS:
-            words = name.replace(" ", "_").replace("-", "_")
-            if column not in record and (expression.fullmatch(words) or expression.fullmatch(words.rpartition("_")[2])):
+        for column, default in _columns_of(name):
+            if column not in record:
                 scale = _SCALES.get(unit, 1.0)
                 if column == "mfu" and unit != "%" and to_number(value) > 1:
                     scale = 1e-2
@@ -105,6 +105,17 @@ def _record(line: str, taken: Counter[tuple[str, str]] | None = None) -> Record:
                     taken[name, column] += 1
                 break
     return record if len(record) > 1 and not math.isnan(record["step"]) else {}
+
+
+@lru_cache(maxsize=4096)
+def _columns_of(name: str) -> tuple[tuple[str, str], ...]:
+    """Columns that a printed name can stand for, each with its unit where none is printed."""
+    words = name.replace(" ", "_").replace("-", "_")
+    return tuple(
+        (column, default)
+        for expression, column, default in _EXPRESSIONS
+        if expression.fullmatch(words) or expression.fullmatch(words.rpartition("_")[2])
+    )
 
 
 FORMAT = GenericLog()

@@ -15,6 +15,8 @@ import numpy as np
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
+from effprof.runlog.importers.layout import Layouts, Span
+from effprof.runlog.importers.pattern import Pattern
 from effprof.runlog.importers.text import NUMBER, read_lines, to_number, to_rank, to_time
 
 Record = dict[str, float]
@@ -41,8 +43,8 @@ class Column:
     scale: float = 1.0
 
     @cached_property
-    def expression(self) -> re.Pattern[str]:
-        return re.compile(self.pattern.replace("{n}", f"({NUMBER})"), re.IGNORECASE)
+    def place(self) -> Pattern:
+        return Pattern(self.pattern.replace("{n}", f"({NUMBER})"))
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,8 @@ class LineFormat:
     finish: Callable[[ForeignLog], None] | None = None
 
     @cached_property
-    def _step(self) -> re.Pattern[str]:
-        pattern = self.step.replace("{n}", NUMBER).replace(".*", _ANYTHING)
-        return re.compile(pattern, re.IGNORECASE)
+    def _step(self) -> Pattern:
+        return Pattern(self.step.replace("{n}", NUMBER).replace(".*", _ANYTHING))
 
     @cached_property
     def _columns(self) -> list[tuple[str, tuple[Column, ...]]]:
@@ -91,38 +92,50 @@ class LineFormat:
 
     def score(self, head: Head) -> float:
         """Number of step lines, times `weight`."""
-        return self.weight * sum(self._step.search(line) is not None for line in head.lines)
+        lines = zip(head.lines, head.lowered, strict=True)
+        return self.weight * sum(self._step.search(line, lowered) is not None for line, lowered in lines)
 
     def read(self, path: str) -> ForeignLog:
         """All records of a log, in the order of their steps."""
         records, facts = _Records(self.per_rank), dict[str, Any]()
-        missing = dict(self._facts)
+        missing, layouts = dict(self._facts), Layouts()
         current: Record | None = None
         rank: int | None = None
         for line in read_lines(path):
             if missing and len(line) < _MAX_FACT_LINE and records.count < _FACT_RECORDS:
                 _find_facts(line, missing, facts)
-            found = self._step.search(line)
-            if found is None:
+            lowered = line.lower()
+            begun = self._begin(line, lowered, layouts)
+            if begun is None:
                 if self.is_block and current is not None:
-                    current |= self._values(line)
+                    current |= self._values(line, lowered, {})
                 continue
             if current is not None:  # only now is a block known to be complete
                 records.add(current, rank)
-            current, rank = self._begin(line, found, records.count), to_rank(line)
+            begun.setdefault("step", float(records.count + 1))
+            current, rank = begun if not math.isnan(begun["step"]) else None, to_rank(line)
         if current is not None:
             records.add(current, rank)
         return self._log(path, records, facts)
 
-    def _begin(self, line: str, found: re.Match[str], count: int) -> Record | None:
-        """The record of a step's line; None where its number cannot be read."""
-        groups = found.groupdict()
-        printed = groups.get("step") or groups.get("iteration")
-        step = to_number(printed) if printed is not None else float(count + 1)
-        if math.isnan(step):
+    def _begin(self, line: str, lowered: str, layouts: Layouts) -> Record | None:
+        """The record of a step's line, with the step where the line says it (NaN: unreadable); None of another line."""
+        if self._step.earliest(lowered) < 0 and len(lowered) == len(line):
             return None
-        record = self._values(line)
-        record["step"] = step
+        record = layouts.read(line)
+        if record is None:
+            found = self._step.search(line, lowered)
+            if found is None:
+                return None
+            places: dict[str, tuple[Span, float]] = {}
+            record = self._values(line, lowered, places)
+            groups = found.groupdict()
+            for name in ("step", "iteration"):
+                if groups.get(name):
+                    record["step"] = to_number(groups[name])
+                    places["step"] = found.span(name), 1.0
+                    break
+            layouts.learn(line, places)
         time = to_time(line) if self.has_time else None
         if time is not None:
             record["time_s"] = time
@@ -146,13 +159,15 @@ class LineFormat:
             self.finish(log)
         return log
 
-    def _values(self, line: str) -> Record:
+    def _values(self, line: str, lowered: str, places: dict[str, tuple[Span, float]]) -> Record:
+        """Columns of a line; where their numbers stand, and their scales, go into `places`."""
         values = {}
-        for name, places in self._columns:
-            for place in places:
-                found = place.expression.search(line)
+        for name, columns in self._columns:
+            for column in columns:
+                found = column.place.search(line, lowered)
                 if found is not None:
-                    values[name] = to_number(found.group(1)) * place.scale
+                    values[name] = to_number(found.group(1)) * column.scale
+                    places[name] = found.span(1), column.scale
                     break
         return values
 
@@ -205,8 +220,9 @@ class _Records:
 
     def _append(self, record: Record) -> None:
         rows = self.count
-        for name in record.keys() - self._columns.keys():
-            self._columns[name] = array("d", [math.nan]) * rows
+        if not record.keys() <= self._columns.keys():
+            for name in record.keys() - self._columns.keys():
+                self._columns[name] = array("d", [math.nan]) * rows
         for name, values in self._columns.items():
             values.append(record.get(name, math.nan))
         self._steps.append(record["step"])

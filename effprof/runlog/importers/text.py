@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import IO
 
 from effprof.errors import EffprofError
@@ -22,6 +23,9 @@ _TIMES = (
     (re.compile(r"(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?"), False),
     (re.compile(r"(\d\d)/(\d\d)/(\d{4}) (\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?"), True),
 )
+_RANK_WITHIN = 160  # characters of a line
+_RANK_MARKS = ("rank", "[default", "dp=")  # every match of the pattern holds one, or begins the line with a number
+_NUMBERED = re.compile(r"\s*\d{1,5}: ")
 _RANK = re.compile(
     r"\[?rank[ =]?(\d+)\]?|\[RANK (\d+)\]|^\[default(\d+)\]:|^\s*(\d{1,5}): |\bDP=(\d+)\|", re.IGNORECASE
 )
@@ -52,7 +56,10 @@ def clean(line: str) -> str:
 
 def to_number(text: str) -> float:
     """A printed number: thousands separators and K, M, G, B, T are understood; NaN for what is none."""
-    text = text.strip().replace(",", "").replace("_", "")
+    try:
+        return float(text)
+    except ValueError:
+        text = text.strip().replace(",", "").replace("_", "")
     factor = _SUFFIXES.get(text[-1:].upper(), 1.0) if text[-1:].isalpha() and text[:-1][-1:].isdigit() else 1.0
     try:
         return float(text[:-1] if factor != 1.0 else text) * factor
@@ -65,15 +72,21 @@ def to_time(line: str) -> float | None:
     for pattern, is_american in _TIMES:
         found = pattern.search(line, 0, 200)
         if found is not None:
-            a, b, c, hour, minute, second = (int(part or 0) for part in found.groups()[:6])
-            year, month, day = (c, a, b) if is_american else (a, b, c)
-            fraction = float(f"0.{found.group(7) or 0}")
-            try:
-                moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
-                return moment.timestamp() + fraction
-            except ValueError:
+            a, b, c, hour, minute, second, digits = found.groups()
+            midnight = _midnight(c, a, b) if is_american else _midnight(a, b, c)
+            if midnight is None or hour > "23" or minute > "59" or second > "59":
                 return None
+            return midnight + (3600 * int(hour) + 60 * int(minute) + int(second)) + float(f"0.{digits or 0}")
     return None
+
+
+@lru_cache(maxsize=64)
+def _midnight(year: str, month: str, day: str) -> float | None:
+    """Unix time at which a day begins in UTC; None where there is no such day."""
+    try:
+        return datetime(int(year), int(month), int(day), tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return None
 
 
 def to_seconds(text: str) -> float | None:
@@ -87,7 +100,10 @@ def to_seconds(text: str) -> float | None:
 
 def to_rank(line: str) -> int | None:
     """The rank that a launcher or a logger put into a line; None without one."""
-    found = _RANK.search(line, 0, 160)
+    start = line[:_RANK_WITHIN].lower()
+    if not (any(map(start.__contains__, _RANK_MARKS)) or _NUMBERED.match(line)):
+        return None
+    found = _RANK.search(line, 0, _RANK_WITHIN)
     return None if found is None else int(next(group for group in found.groups() if group is not None))
 
 
