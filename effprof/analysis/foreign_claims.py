@@ -19,14 +19,17 @@ _INDISTINCT = 0.003  # counts this near to the nearest fit as well as that one
 # Dense bf16 peaks in TFLOP/s that tools divide by whatever the card, or where they do not know the card:
 # nanoGPT's `estimate_mfu` and torchtitan's `get_peak_flops` (A100), nanochat's `base_train.py` (H100).
 _FIXED_PEAKS = {"an A100's": 312.0, "an H100's": 989.4}
+_ALL_EXPERTS = ", all experts instead of the active ones"
+_ANOTHER_FORWARD = ", and a third more: another forward pass, of recomputation or a reference model, counted as work"
 
 
 @dataclass(frozen=True)
 class _Count:
-    """A way of counting, in words that follow "as" and in FLOPs per token."""
+    """A way of counting: one of effprof's conventions, what it adds to that in words, and its FLOPs per token."""
 
-    words: str
+    convention: str
     flops_per_token: float
+    addition: str = ""
 
 
 def explain(
@@ -70,7 +73,7 @@ def explain(
 def _counts(architecture: Architecture, conventions: Conventions) -> list[_Count]:
     """Ways of counting that tools use: effprof's conventions, and what they add to one of them."""
     named = [
-        _Count(f"the convention {name} does", figures.flops_per_token)
+        _Count(name, figures.flops_per_token)
         for name, figures in (
             ("exact", conventions.exact),
             ("megatron", conventions.megatron),
@@ -80,18 +83,8 @@ def _counts(architecture: Architecture, conventions: Conventions) -> list[_Count
         if figures.flops_per_token is not None
     ]
     idle = 6.0 * (architecture.parameters_total - architecture.parameters_active)
-    with_experts = [
-        _Count(f"{each.words} with all experts instead of the active ones", each.flops_per_token + idle)
-        for each in named
-        if idle > 0
-    ]
-    again = [
-        _Count(
-            f"{each.words} with a third more: another forward pass, of recomputation or a reference model, as work",
-            each.flops_per_token * 4 / 3,
-        )
-        for each in named
-    ]
+    with_experts = [_Count(each.convention, each.flops_per_token + idle, _ALL_EXPERTS) for each in named if idle > 0]
+    again = [_Count(each.convention, each.flops_per_token * 4 / 3, _ANOTHER_FORWARD) for each in named]
     return [*named, *with_experts, *again]
 
 
@@ -130,13 +123,20 @@ def _of_mfu_alone(counts: list[_Count], exact: float, mfu: float, exact_flops_pe
 
 
 def _fitting(counts: list[_Count], flops_per_token: float) -> str:
-    """The nearest way of counting, with those that fit as well; empty where none is near."""
-    apart = {each.words: abs(each.flops_per_token / flops_per_token - 1) for each in counts}
-    least = min(apart.values(), default=1.0)
-    if least > SAME:
+    """The nearest way of counting, with another convention that fits as well; empty where none is near."""
+
+    def apart(count: _Count) -> float:
+        return abs(count.flops_per_token / flops_per_token - 1)
+
+    nearest = min(counts, key=apart)
+    if apart(nearest) > SAME:
         return ""
-    near = [words for words, distance in apart.items() if distance <= least + _INDISTINCT]
-    return " or ".join(near[:2])
+    alike = [
+        each for each in counts if each.addition == nearest.addition and apart(each) <= apart(nearest) + _INDISTINCT
+    ]
+    names = [each.convention for each in sorted(alike, key=apart)[:2]]
+    subject = f"the conventions {' and '.join(names)} do" if len(names) > 1 else f"the convention {names[0]} does"
+    return f"{subject}{nearest.addition}"
 
 
 def _differ(one: float, another: float) -> bool:

@@ -149,7 +149,7 @@ def _seconds(log: ForeignLog, covers: Array, tokens: Array, job_rate: Array, der
         derived["step_time_s"] = "tokens of a step ÷ rate"
         return tokens / job_rate
     for name, what in (("elapsed_s", "differences of the time since training began"), ("time_s", "time stamps")):
-        if log.has(name):
+        if log.has(name) and _is_known(covers):  # MLPerf's blocks can be of unknown many steps
             measured = _clock_differences(log.columns[name], covers)
             if _is_known(measured):
                 derived["step_time_s"] = what

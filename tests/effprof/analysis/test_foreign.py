@@ -106,6 +106,18 @@ def test_a_running_average_is_a_claim_and_no_step(tmp_path: Path) -> None:
     assert found.efficiency.tokens_per_s_per_device.median is None
 
 
+def test_blocks_of_unknown_many_steps_give_no_step_time(tmp_path: Path) -> None:
+    def entry(key: str, seconds: int, value: object = None) -> str:
+        return ":::MLLOG " + json.dumps({"key": key, "value": value, "time_ms": 1000 * seconds, "metadata": {}}) + "\n"
+
+    head = entry("global_batch_size", 0, 2048) + entry("max_sequence_length", 0, 2048)
+    blocks = [entry("block_start", 300 * n) + entry("block_stop", 300 * n + 280) for n in range(8)]
+    efficiency = analysis(tmp_path / "log", head + "".join(blocks)).efficiency
+    assert efficiency.step_time_s.median is None
+    assert efficiency.tokens_per_s.median is None
+    assert efficiency.tokens_per_step == 2048 * 2048
+
+
 def test_a_restart_s_later_steps_count(tmp_path: Path) -> None:
     found = analysis(
         tmp_path / "log", megatron(20, 0.5) + megatron(25, 0.4).replace("iteration        1/", "iteration       11/")
