@@ -134,6 +134,7 @@ class EfficiencyCallback(TrainerCallback):  # type: ignore[misc]  # untyped wher
             framework="transformers",
             framework_version=transformers.__version__,
         )
+        profiler.goes_on_from(state.global_step)
         self._profiler, self._clock, self._run_dir = profiler, profiler.clock, profiler.run_dir
         self._model, self._is_first_batch, self._after_step = model, True, []
         optimizer = objects.get("optimizer")

@@ -137,6 +137,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             return
         try:
             self._last_step = self._steps = trainer.global_step
+            self._profiler.goes_on_from(trainer.global_step)
             self._passes = _logger_step(trainer)
             self._log_every = trainer.log_every_n_steps if self._is_zero else 0
             self._profiler.optimizers = trainer.optimizers

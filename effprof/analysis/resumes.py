@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from effprof.analysis.model import Warning
 from effprof.runlog.reader import Attempt, Run
+from effprof.runlog.schema import BEGAN
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def kept_steps(run: Run) -> list[KeptSteps]:
     """The bounds of each attempt.
 
     An attempt that resumes after step r discards the steps above r that were made before it, unless it, or an attempt
-    after it, makes them again. An attempt that made no step does not show where it resumed, and discards nothing.
+    after it, makes them again. An attempt that neither says where it went on nor made a step discards nothing.
     """
     spans = [_first_and_last(attempt) for attempt in run.attempts]
     found = []
@@ -65,9 +66,15 @@ def unknown_resumes(run: Run) -> list[Warning]:
 
 
 def _first_and_last(attempt: Attempt) -> tuple[float, float]:
-    """Lowest and highest step number on any rank of an attempt; (inf, -inf) where there is none."""
+    """Lowest and highest step number on any rank of an attempt; (inf, -inf) where there is none.
+
+    An attempt that recorded from which step it went on has made the next one its first, whether it came to it or not.
+    """
     first, last = math.inf, -math.inf
     for rank in attempt.ranks:
+        for event in rank.events:
+            if event.name == BEGAN and isinstance(step := event.data.get("step"), int):
+                first = min(first, step + 1.0)
         numbers = rank.columns.get("step")
         if numbers is not None and np.isfinite(numbers).any():
             first, last = min(first, float(np.nanmin(numbers))), max(last, float(np.nanmax(numbers)))

@@ -25,7 +25,7 @@ from effprof.measure.session import Session
 from effprof.measure.tokens import TokenCounter
 from effprof.measure.watches import Watches
 from effprof.runlog.layout import prepare_own_id
-from effprof.runlog.schema import Line
+from effprof.runlog.schema import BEGAN, Line
 
 if TYPE_CHECKING:
     import torch
@@ -217,6 +217,10 @@ class StepProfiler(PlainLoop):
         )
         self._parts = [*self.watches.parts, *([self._memory.on_step_end] if self._track_memory else [])]
         atexit.register(self._close_at_exit)
+
+    def goes_on_from(self, step: int) -> None:
+        """Record that training begins behind optimizer step `step`, 0 or that of the checkpoint it was resumed from."""
+        self.session.recorder.add_event(BEGAN, f"training goes on from step {step}", step=step)
 
     def count_batch(
         self,

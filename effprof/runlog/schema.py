@@ -161,6 +161,10 @@ class Kernels(msgspec.Struct, tag="kernels", tag_field="type", kw_only=True):
     problems: list[str] = []
 
 
+# Name of the event that training begins; `data["step"]` is the optimizer step that it goes on from.
+BEGAN = "began"
+
+
 class Event(msgspec.Struct, tag="event", tag_field="type", kw_only=True):
     """Something worth a line: a warning, a disabled part, a non-finite value, an exception in training."""
 

@@ -201,6 +201,10 @@ def test_resuming_into_the_same_run_dir_is_a_second_attempt(tmp_path: Path) -> N
         list(range(1, 8)),
         list(range(6, 11)),
     ]
+    began = [
+        event.data["step"] for attempt in run.attempts for event in attempt.ranks[0].events if event.name == "began"
+    ]
+    assert began == [0, 5]
     result = analyze(run)
     assert result.run.attempts == 2
     assert result.account.lines["lost_steps"] > 0

@@ -13,7 +13,7 @@ from effprof.analysis.analyze import analyze, examine
 from effprof.analysis.model import ACCOUNT_LINES, Account
 from effprof.analysis.steps import job_steps
 from effprof.runlog.reader import open_run
-from effprof.runlog.schema import Span
+from effprof.runlog.schema import BEGAN, Event, Span
 
 
 def accounted(path: Path) -> RunAccount:
@@ -138,6 +138,19 @@ def test_a_restart_that_made_no_step_is_said_to_hide_what_it_discarded(tmp_path:
     assert analysis.account.lines["step.forward"] == pytest.approx(0.03 * 30, abs=1e-6)
     run.rank([run.step(0.1)] * 5, attempt=2, start_s=19.0, first_step=31)
     assert "resume_unknown" not in [warning.code for warning in analyze(open_run(str(run.path))).warnings]
+
+
+def test_a_restart_that_made_no_step_but_said_where_it_went_on_has_discarded_what_lies_behind(
+    tmp_path: Path, hand_made: Any
+) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step(0.1)] * 30, end=None)
+    began = Event(name=BEGAN, monotonic_ns=run.event("", "").monotonic_ns, data={"step": 20})
+    run.rank([], attempt=1, start_s=9.0, end=None, lines=[began])
+    analysis = analyze(open_run(str(run.path)))
+    assert "resume_unknown" not in [warning.code for warning in analysis.warnings]
+    assert analysis.account.lines["lost_steps"] == pytest.approx(1.0, abs=1e-6)
+    assert analysis.account.lines["step.forward"] == pytest.approx(0.03 * 20, abs=1e-6)
 
 
 def test_a_resume_after_a_clean_stop_loses_nothing(tmp_path: Path, hand_made: Any) -> None:
