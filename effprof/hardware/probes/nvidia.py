@@ -32,6 +32,9 @@ class _Handle:
     refused: dict[str, Reason] = field(default_factory=dict)  # questions this device will never answer
 
 
+_NOT_IN_SAMPLES = ("energy_j", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes")
+
+
 class NvidiaProbe:
     """NVIDIA boards of this node, with the MIG slices cut from them."""
 
@@ -41,10 +44,7 @@ class NvidiaProbe:
     support: ClassVar = Support(
         family="NVIDIA GPU, MIG slice and vGPU",
         source="NVML",
-        readings=dict.fromkeys(MEANINGS, "recorded")
-        | dict.fromkeys(
-            ("energy_j", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes"), "documented"
-        ),
+        readings={name: "documented" if name in _NOT_IN_SAMPLES else "recorded" for name in MEANINGS},
         evidence="H100 with MIG, H200 and L40S by drivers 590 and 595, A100 with MIG; vGPU after the documentation",
     )
 
