@@ -105,7 +105,9 @@ def verify(
             def run():
                 seconds = time_steps(batch_size, steps=50)  # array, one value per step, warm-up left out
                 return SegmentResult(np.full(50, batch_size), seconds, metric="samples_per_s")
+
             return run
+
 
         verify(segment(8), segment(32), budget_s=60).verdict
 

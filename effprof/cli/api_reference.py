@@ -232,7 +232,7 @@ def _docstring(node: Definition) -> str:
         lambda found: f"{found[1]}{':' if found[1] else ''}\n\n{_code(found[2])}\n",
         text + "\n",
     )
-    return re.sub(r"\n{3,}", "\n\n", _sections(text)).strip()
+    return re.sub(r"(```.*?```)|\n{3,}", lambda found: found[1] or "\n\n", _sections(text), flags=re.DOTALL).strip()
 
 
 def _code(block: str) -> str:
