@@ -45,7 +45,7 @@ def test_a_slice_says_that_it_is_scaled(capsys: pytest.CaptureFixture[str]) -> N
         (["--name", "NVIDIA GeForce RTX 4090 Laptop GPU"], ["laptop", "GeForce RTX 4090", "--peak-tflops"]),
         (["--name", "Warp Core 9000"], ["Warp Core 9000", "peak_tflops="]),
         (["--name", "NVIDIA H100 PCIe", "--memory-gb", "94"], ["94 GB", "H100 PCIe (80 GB"]),
-        (["--name", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"], ["slice", "--compute-units"]),
+        (["--name", "NVIDIA H100 80GB HBM3 MIG 9g.90gb"], ["slice", "--compute-units"]),
         (["--memory-gb", "80"], ["--memory-gb", "--name"]),
         (["--name", "H100", "--memory-gb", "-3"], ["--memory-gb", "positive"]),
         (["--name", "H100 NVL", "--measure"], ["--measure"]),

@@ -133,7 +133,10 @@ def test_an_interrupted_verification_leaves_no_process(tmp_path: Path) -> None:
     (tmp_path / "hang.py").write_text(
         "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
     )
-    command = [sys.executable, "-m", "effprof.cli.main", "verify", "--change", "num_workers=1", "--json", "--"]
+    # a shell's background job ignores SIGINT, and so would what it starts
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "import sys; from effprof.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "verify", "--change", "num_workers=1", "--json", "--"]
     process = subprocess.Popen([*command, sys.executable, "hang.py"], stdout=subprocess.PIPE, text=True)
     mark = tmp_path / "pid"
     for _ in range(300):
