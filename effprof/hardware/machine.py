@@ -89,7 +89,7 @@ def _ask_libraries() -> Machine:
         boards = [device for device in probe.devices() if device.parent is None]
         devices += [
             DeviceIdentity(
-                type="cuda" if probe.vendor == "NVIDIA" else probe.name,
+                type=getattr(probe, "torch_type", probe.name),
                 index=index,
                 name=board.name,
                 vendor=board.vendor,

@@ -144,15 +144,40 @@ class UnavailableProbe:
         return None
 
 
+@dataclass(frozen=True)
+class PciFunction:
+    """A function on the PCI bus, as sysfs lists it."""
+
+    address: str  # "0000:3b:00.0"
+    vendor: str  # "10de"
+    device: str = ""  # "2330"
+    kind: str = ""  # class with its prefix, "0x030200"
+
+
+def pci_functions(root: Path = PCI_DEVICES) -> list[PciFunction]:
+    """What the kernel lists on the PCI bus; empty where sysfs has no such folder."""
+
+    def read(path: Path) -> str:
+        try:
+            return path.read_text(encoding="ascii").strip().lower()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    found = [
+        PciFunction(
+            entry.name,
+            read(entry / "vendor").removeprefix("0x"),
+            read(entry / "device").removeprefix("0x"),
+            read(entry / "class"),
+        )
+        for entry in root.glob("*")
+    ]
+    return [each for each in found if each.vendor]
+
+
 def pci_vendor_ids(root: Path = PCI_DEVICES) -> frozenset[str]:
     """Vendor ids of the PCI devices the kernel lists, as "10de"; empty where sysfs has none."""
-    found = set()
-    for entry in root.glob("*/vendor"):
-        try:
-            found.add(entry.read_text(encoding="ascii").strip().lower().removeprefix("0x"))
-        except (OSError, UnicodeDecodeError):
-            continue
-    return frozenset(found)
+    return frozenset(each.vendor for each in pci_functions(root))
 
 
 def _own_factories() -> Iterator[tuple[str, Callable[[], Any]]]:
