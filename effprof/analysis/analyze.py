@@ -24,6 +24,7 @@ from effprof.analysis.steps import JobSteps, job_steps, world_size
 from effprof.analysis.waterfall import Facts, make_waterfall
 from effprof.analysis.windows import matrix_work, window_accounts, window_families
 from effprof.runlog.reader import Run
+from effprof.runlog.schema import BEGAN
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -144,6 +145,7 @@ def _recorded_warnings(run: Run, has_peak: bool) -> list[Warning]:
         for attempt in run.attempts
         for rank in attempt.ranks
         for event in rank.events
+        if event.name != BEGAN  # a fact, for `resumes.py`
     ]
     found = [*recorded, *problems, *events]
     # a peak that was given to the analysis ends the search for one that the run complained about

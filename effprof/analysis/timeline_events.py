@@ -13,6 +13,7 @@ from effprof.analysis.steps import column, seconds_in
 from effprof.analysis.timeline_model import TimelineEvent
 from effprof.hardware.probes.nvidia_values import throttle_reasons
 from effprof.runlog.reader import NodeLog, RankLog, Run
+from effprof.runlog.schema import BEGAN
 
 MAX_PER_KIND = 200  # of each kind the longest are kept: more marks than that hide what they mark
 MARKED_PHASES = ("startup", "compile", "evaluation", "checkpoint")
@@ -133,7 +134,7 @@ def _recorded_events(ranks: Sequence[RankLog], start_s: float) -> list[TimelineE
     """Each distinct event of the ranks once, at the time of the rank that wrote it first."""
     first: dict[tuple[str, str], TimelineEvent] = {}
     for rank in ranks:
-        for event in rank.events:
+        for event in (each for each in rank.events if each.name != BEGAN):
             at_s = _at(rank.wall(event.monotonic_ns) - start_s)
             name = str(event.data.get("code") or event.name)
             found = TimelineEvent(
