@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from effprof.callbacks.hooks import attach
     from effprof.callbacks.lightning import EfficiencyCallback
 
-__all__ = ["EfficiencyCallback"]
+__all__ = ["EfficiencyCallback", "attach"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from effprof.callbacks.lightning import EfficiencyCallback
 
         return EfficiencyCallback
+    if name == "attach":
+        from effprof.callbacks.hooks import attach
+
+        return attach
     raise AttributeError(f"module 'effprof.callbacks' has no attribute {name!r}")

@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from time import perf_counter_ns as now
 from typing import Any
 
 import torch
 import transformers
 from transformers import TrainerCallback
 
+from effprof.callbacks.hooks import ForwardHooks
 from effprof.measure.clock import (
-    BACKWARD,
     CHECKPOINT,
     EVALUATION,
-    FORWARD,
     INPUT_WAIT,
     LOGGING,
     OPTIMIZER,
     OTHER,
-    PHASE_BITS,
     PhaseClock,
 )
 from effprof.measure.facts.gather import loop_facts
@@ -53,8 +50,6 @@ class EfficiencyCallback(TrainerCallback):  # type: ignore[misc]  # untyped wher
         self._clock: PhaseClock | None = None
         self._undo: list[Callable[[], None]] = []
         self._run_dir: str | None = None
-        self._is_first_batch = True
-        self._model: torch.nn.Module | None = None
 
     @property
     def run_dir(self) -> str | None:
@@ -136,49 +131,23 @@ class EfficiencyCallback(TrainerCallback):  # type: ignore[misc]  # untyped wher
         )
         profiler.goes_on_from(state.global_step)
         self._profiler, self._clock, self._run_dir = profiler, profiler.clock, profiler.run_dir
-        self._model, self._is_first_batch, self._after_step = model, True, []
+        self._after_step = []
         optimizer = objects.get("optimizer")
         profiler.optimizers = [optimizer]
         record = profiler.session.record
         record.config.update(loop_facts(model, [optimizer], objects.get("train_dataloader"), args.device.type))
         record.config.update(_configuration(args, state))
-        self._autocast = _autocast(args)
-        for handle in (
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward),
-        ):
-            self._undo.append(handle.remove)
+        hooks = ForwardHooks(model, profiler, self._disable, context=_autocast(args), prepare=self._prepare)
+        self._undo.append(hooks.remove)
         assert profiler.clock is not None
         profiler.clock.begin_steps()
         profiler.clock.switch(INPUT_WAIT)
 
-    def _before_forward(self, module: Any, arguments: Any, keywords: Mapping[str, Any]) -> None:
-        profiler, clock = self._profiler, self._clock
-        if profiler is None or clock is None or not module.training:
-            return
-        try:
-            batch = dict(keywords) if keywords else arguments
-            if self._is_first_batch:
-                self._is_first_batch = False
-                if profiler.watches is not None and profiler.watches.losses is not None:
-                    # with it the model divides by the tokens of the whole step, not of the micro-batch
-                    profiler.watches.losses.takes_mean = keywords.get("num_items_in_batch") is None
-                profiler.count_batch(batch, module=module, step=_loss_of, context=self._autocast)
-            else:
-                profiler.count_batch(batch)
-        except Exception as error:
-            self._disable(error)
-            return
-        clock.mark(now() << PHASE_BITS | FORWARD)
-
-    def _after_forward(self, module: Any, arguments: Any, output: Any) -> None:
-        profiler, clock = self._profiler, self._clock
-        if profiler is None or clock is None or not module.training:
-            return
-        clock.mark(now() << PHASE_BITS | BACKWARD)
-        loss = output.get("loss") if isinstance(output, Mapping) else None
-        if loss is not None:
-            profiler.record_loss(loss)
+    def _prepare(self, keywords: Mapping[str, Any]) -> None:
+        watches = self._profiler.watches if self._profiler is not None else None
+        if watches is not None and watches.losses is not None:
+            # with it the model divides by the tokens of the whole step, not of the micro-batch
+            watches.losses.takes_mean = keywords.get("num_items_in_batch") is None
 
     def _switch(self, phase: int) -> None:
         if self._clock is not None:
@@ -212,12 +181,6 @@ class EfficiencyCallback(TrainerCallback):  # type: ignore[misc]  # untyped wher
             f"effprof: measuring failed and is off, training goes on ({type(error).__name__}: {error})", stacklevel=3
         )
         self._close("failed", f"effprof: {type(error).__name__}: {error}")
-
-
-def _loss_of(model: Any, batch: Any) -> Any:
-    """One micro-batch as the Trainer runs it."""
-    output = model(**batch) if isinstance(batch, Mapping) else model(*batch)
-    return output["loss"] if isinstance(output, Mapping) else output[0]
 
 
 def _autocast(args: Any) -> Callable[[], Any] | None:

@@ -61,10 +61,15 @@ class Group:
 GROUPS = (
     Group(
         "Measuring a training",
-        "The callbacks take the same settings as `StepProfiler`. Which one fits: [tutorial.md](tutorial.md).",
+        "The callbacks take the same settings as `StepProfiler`. Which one fits: [integrations.md](integrations.md).",
         (
             Entry("effprof.callbacks.EfficiencyCallback", "effprof.callbacks.lightning", ("run_dir", "live")),
             Entry("effprof.callbacks.huggingface.EfficiencyCallback", members=("run_dir",)),
+            Entry("effprof.callbacks.fabric.EfficiencyCallback", members=("run_dir", "watch", "close")),
+            Entry("effprof.callbacks.attach", "effprof.callbacks.hooks"),
+            Entry("effprof.callbacks.accelerate.attach"),
+            Entry("effprof.callbacks.deepspeed.attach"),
+            Entry("effprof.callbacks.hooks.HookedLoop", members=("run_dir", "watch", "phase", "end_step", "close")),
             Entry(
                 "effprof.StepProfiler",
                 "effprof.measure.profiler",
