@@ -31,7 +31,7 @@ _EXIT_CODES = """## Exit codes
 | code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a check that was asked for failed: `check`, `verify` |
+| 1 | a check that was asked for failed: `check`, `verify`; `run` returns its command's own code |
 | 2 | bad input, or an honest refusal: one or two lines on stderr say what was wrong and what to do |
 | 3 | a defect in effprof; `--debug` shows the traceback |
 | 130 | interrupted by Ctrl-C |
@@ -43,6 +43,7 @@ _VARIABLES = {
     "EFFPROF_CEILINGS": "file that keeps measured ceilings, else `~/.cache/effprof/ceilings.json`; `off` keeps none",
     "EFFPROF_CALIBRATION": "file that keeps what trials made of predictions, else "
     "`~/.local/state/effprof/calibration.jsonl`; `off` neither reads nor writes it",
+    "EFFPROF_ATTACH": "set by `run` for the processes of its command",
     "EFFPROF_TRIAL": "set by `verify` and `tune` for the trainings they start: [verification.md](verification.md)",
 }
 
