@@ -11,7 +11,20 @@ from effprof import __version__
 from effprof.errors import EffprofError
 
 # One file per command: module in effprof.cli, holding a function `command` that typer turns into arguments.
-COMMANDS = ("analyze", "check", "compare", "device", "flops", "recommend", "report", "rules", "run", "tune", "verify")
+COMMANDS = (
+    "analyze",
+    "check",
+    "compare",
+    "device",
+    "flops",
+    "recommend",
+    "report",
+    "rules",
+    "run",
+    "tune",
+    "verify",
+    "watch",
+)
 
 app = typer.Typer(
     name="effprof",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from effprof.advise import listing, recommend, tune, verification
-from effprof.analysis import check, schema_doc
+from effprof.analysis import check, current, schema_doc
 from effprof.analysis.schema_doc import Document
 
 DOCUMENTS = (
@@ -17,6 +17,7 @@ DOCUMENTS = (
     Document(listing.SCHEMA, "effprof rules --json", listing.Rules),
     Document(verification.SCHEMA, "effprof verify --json", verification.Verification),
     Document(tune.SCHEMA, "effprof tune --json", tune.Tuned),
+    Document(current.SCHEMA, "effprof watch --json", current.Watch),
 )
 
 
