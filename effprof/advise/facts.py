@@ -10,12 +10,14 @@ from effprof.trace.summary import RankKernels
 
 KERNEL_WINDOW = "EfficiencyCallback(kernel_window=True)"
 CALLBACK = "train with EfficiencyCallback of this version"
+# A setting is also missing where the loop or the model has none: a module without a config names no hidden size.
+SETTING = "docs/facts.md says where it is read from; train with EfficiencyCallback of this version"
 
 
 def config(run: Analysis, key: str) -> Any:
     """A setting of the run; raises `Missing` where it was not recorded."""
     if key not in run.run.config:
-        raise Missing(f"the setting `{key}`", CALLBACK)
+        raise Missing(f"the setting `{key}`", SETTING)
     return run.run.config[key]
 
 
