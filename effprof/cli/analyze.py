@@ -52,11 +52,21 @@ def command(
     Efficiency, time account, waterfall, memory, expert load, ranks, warnings and what to change; several runs at once.
     """
     from effprof.cli.advice import check_peak, read
-    from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in
+    from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in, need_foreign
     from effprof.reports import choose
     from effprof.reports.emit import emit
 
     check_peak(peak_tflops)
+    foreign = [given for given in runs if is_foreign(given)]
+    need_foreign(
+        len(foreign) + sum(not os.path.exists(given) for given in runs),
+        model=model,
+        device=device,
+        seq=seq,
+        devices=devices,
+        global_batch=global_batch,
+        dtype=dtype,
+    )
     report = choose(as_json=as_json, as_markdown=as_markdown)
     facts = given_facts(model, device, peak_tflops, seq=seq, devices=devices, global_batch=global_batch, dtype=dtype)
     rendered: list[str] = []
@@ -65,7 +75,7 @@ def command(
     from_folder: set[str] = set()
     unknown: list[EffprofError] = []
     for given in runs:
-        if is_foreign(given) and os.path.isdir(given):
+        if given in foreign and os.path.isdir(given):
             logs, complaints = logs_in(given)
             paths += logs
             from_folder |= set(logs)

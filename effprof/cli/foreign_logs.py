@@ -89,12 +89,26 @@ def given_facts(
     )
 
 
+def need_foreign(logs: int, **options: Any) -> None:
+    """Refuse facts of another tool's log where there is none: effprof's own record says them.
+
+    Raises:
+        EffprofError: one of the options was given and `logs` is 0.
+    """
+    named = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if named and not logs:
+        raise EffprofError(
+            f"{', '.join(named)}: for other tools' logs, and none is given", "leave it out: a run's record says it"
+        )
+
+
 def facts_of_each(logs: int, **options: Sequence[Any] | None) -> Iterator[Given]:
     """What the user adds to each of several logs, from options that were given once for all or once per log.
 
     Raises:
         EffprofError: an option was given another number of times, or `given_facts` refuses it.
     """
+    need_foreign(logs, **options)
     for name, values in options.items():
         if values and len(values) not in (1, logs):
             option = f"--{name.replace('_', '-')}"

@@ -14,7 +14,7 @@ import typer
 
 from effprof.errors import EffprofError
 
-SCHEMA = "effprof.run/1"
+SCHEMA = "effprof.launch/1"  # run.json is effprof.run/1
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
         bool, typer.Option("--kernel-window", help="Also record a few steps with torch's profiler.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="A JSON document (effprof.run/1); what COMMAND prints goes to stderr.")
+        bool, typer.Option("--json", help="A JSON document (effprof.launch/1); what COMMAND prints goes to stderr.")
     ] = False,
 ) -> int:
     """Measures a training command without a change to it.

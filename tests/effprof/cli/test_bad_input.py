@@ -178,3 +178,15 @@ def analyze_as_nobody(path: Path) -> subprocess.CompletedProcess[str]:
             if parent.name.startswith(("pytest-", "test_")):
                 parent.chmod(0o755)
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seq", "1024"), ("--devices", "8"), ("--dtype", "bf16")])
+@pytest.mark.parametrize("command", ["analyze", "compare"])
+def test_facts_of_another_tool_s_log_are_refused_for_a_run(
+    command: str, option: str, value: str, tmp_path: Path, hand_made: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step(0.1)] * 10)
+    runs = [str(run.path)] * (2 if command == "compare" else 1)
+    assert main([command, *runs, option, value]) == 2
+    assert f"{option}: for other tools' logs" in capsys.readouterr().err

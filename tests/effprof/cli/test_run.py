@@ -67,7 +67,7 @@ def test_a_transformers_trainer_is_measured_and_the_exit_code_is_its_own(tmp_pat
     assert done.returncode == 7, done.stderr
     told = json.loads(done.stdout)
     assert told == {
-        "schema": "effprof.run/1",
+        "schema": "effprof.launch/1",
         "command": [sys.executable, "train.py"],
         "exit_code": 7,
         "runs": [str(tmp_path / "record")],
