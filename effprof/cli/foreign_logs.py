@@ -167,7 +167,9 @@ def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
 
     if not os.path.isdir(path):
         return [path], []
-    found, complaints = [], []
+    found: list[str] = []
+    complaints: list[EffprofError] = []
+    telling: list[EffprofError] = []
     for file in _files_below(path):
         try:
             if recognise(file) is None:
@@ -175,6 +177,10 @@ def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
             found.append(file)
         except EffprofError as error:
             complaints.append(error)
+            if "not recognised" not in str(error):
+                telling.append(error)
+    if not found and telling:  # a file that can't be read says more than those that are something else
+        raise telling[0]
     if not found and complaints:
         raise EffprofError(
             f"{path}: not a run directory, and none of its {len(complaints)} files is a log of a known tool",
