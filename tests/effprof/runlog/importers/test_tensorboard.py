@@ -1,4 +1,4 @@
-"""TensorBoard event files: tags become columns, the time of logging the step time; broken files end where they break."""
+"""TensorBoard event files: tags become columns, times of logging become step times, broken files end early."""
 
 from __future__ import annotations
 
