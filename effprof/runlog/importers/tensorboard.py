@@ -56,7 +56,7 @@ def _events(path: str, notes: list[tuple[str, str]]) -> Iterator[Any]:
     The package's reader in Python is named outright: its usual entry loads tensorflow where that is installed.
     """
     try:
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.tensorflow_stub import errors
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
