@@ -94,10 +94,10 @@ class Summary:
         """One record."""
         try:
             summary = json.loads(Path(path).read_text(encoding="utf-8", errors="replace"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EffprofError(f"{path}: not whole JSON ({error})", "give the file as W&B wrote it") from None
         step, time_s = summary.get("_step"), summary.get("_timestamp")
-        if not isinstance(step, int | float) or not isinstance(time_s, int | float):
+        if not _is_number(step) or not _is_number(time_s):
             raise EffprofError(f"{path}: neither step nor time in it", "give the run's .wandb file")
         names = {*KNOWN, *LOSSES}
         series = {
@@ -117,11 +117,11 @@ def _add(series: dict[str, list[tuple[float, float, float]]], history: Any) -> N
     for item in history.item:
         try:
             items[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     step = items.get("_step", history.step.num)
     time_s = items.get("_timestamp")
-    if not isinstance(step, int | float) or not isinstance(time_s, int | float):
+    if not _is_number(step) or not _is_number(time_s):
         return
     for name, value in items.items():
         if not name.startswith("_") and _is_number(value):
@@ -129,7 +129,7 @@ def _add(series: dict[str, list[tuple[float, float, float]]], history: Any) -> N
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
 
 
 def _add_facts(log: ForeignLog, folder: Path) -> None:
@@ -137,7 +137,7 @@ def _add_facts(log: ForeignLog, folder: Path) -> None:
     try:
         metadata = json.loads((folder / "wandb-metadata.json").read_text(encoding="utf-8", errors="replace"))
         name = metadata.get("gpu")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return
     if isinstance(name, str) and name:
         log.facts["device"] = name
