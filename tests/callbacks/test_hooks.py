@@ -13,7 +13,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from lightning_fabric import Fabric
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from effprof.analysis.analyze import analyze
 from effprof.analysis.model import Analysis
@@ -24,44 +23,14 @@ from effprof.callbacks.hooks import HookedLoop
 from effprof.runlog.reader import open_run
 from effprof.workload.architecture import from_hf_config
 from effprof.workload.flops import flops_model
+from tests.support.tiny_huggingface import ACCUMULATE, ROWS, Rows, llama, mixtral
 
-WIDTH = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-}
-ROWS, LENGTH, ACCUMULATE, STEPS = 4, 24, 2, 6
-
-
-class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Sixteen kept tokens and eight of padding in every row."""
-
-    def __len__(self) -> int:
-        return ROWS * ACCUMULATE * STEPS
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.arange(index, index + LENGTH) % 90 + 1
-        mask = (torch.arange(LENGTH) < 16).long()
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask.bool(), ids, -100)}
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**WIDTH))
-
-
-def mixtral() -> Any:
-    torch.manual_seed(0)
-    return MixtralForCausalLM(MixtralConfig(**WIDTH, num_local_experts=4, num_experts_per_tok=2))
+STEPS = 6
 
 
 def objects(model: Any) -> tuple[torch.optim.Optimizer, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    return optimizer, torch.utils.data.DataLoader(Rows(), batch_size=ROWS)
+    return optimizer, torch.utils.data.DataLoader(Rows(ROWS * ACCUMULATE * STEPS), batch_size=ROWS)
 
 
 def train(
@@ -243,8 +212,8 @@ def test_an_error_inside_a_hook_is_warned_of_and_training_goes_on(
 ENGINE = """
 import sys
 import deepspeed, deepspeed.comm.torch, torch
-from tests_of_hooks import ACCUMULATE, ROWS, Rows, llama
 from effprof.callbacks.deepspeed import attach
+from tests.support.tiny_huggingface import ACCUMULATE, ROWS, Rows, llama
 
 deepspeed.comm.torch.build_shm_op = lambda: None  # else a shared-memory collective is compiled first
 deepspeed.init_distributed(dist_backend="gloo")
@@ -260,7 +229,8 @@ engine, *_ = deepspeed.initialize(
     },
 )
 run = attach(engine, run_dir=sys.argv[1], telemetry=False)
-for batch in run.watch(torch.utils.data.DataLoader(Rows(), batch_size=ROWS)):
+rows = Rows(ROWS * ACCUMULATE * int(sys.argv[3]))
+for batch in run.watch(torch.utils.data.DataLoader(rows, batch_size=ROWS)):
     engine.backward(engine(**batch).loss)
     engine.step()
 run.close()
@@ -270,13 +240,12 @@ run.close()
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_deepspeed_engine(stage: int, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    (tmp_path / "tests_of_hooks.py").write_text(Path(__file__).read_text())
     (tmp_path / "train.py").write_text(ENGINE)
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     done = subprocess.run(
-        [sys.executable, "train.py", str(tmp_path / "run"), str(stage)],
+        [sys.executable, "train.py", str(tmp_path / "run"), str(stage), str(STEPS)],
         cwd=tmp_path,
-        env={**os.environ, **alone, "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, **alone, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=180,

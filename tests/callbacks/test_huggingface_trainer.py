@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from effprof.analysis.analyze import analyze
 from effprof.analysis.model import Analysis
@@ -15,39 +15,9 @@ from effprof.callbacks.huggingface import EfficiencyCallback
 from effprof.runlog.reader import open_run
 from effprof.workload.architecture import from_hf_config
 from effprof.workload.flops import flops_model
+from tests.support.tiny_huggingface import ACCUMULATE, ROWS, Rows, llama, mixtral
 
-WIDTH = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-}
-ROWS, LENGTH, ACCUMULATE, STEPS = 4, 24, 2, 8
-
-
-class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Sixteen kept tokens and eight of padding in every row."""
-
-    def __len__(self) -> int:
-        return 256
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.arange(index, index + LENGTH) % 90 + 1
-        mask = (torch.arange(LENGTH) < 16).long()
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask.bool(), ids, -100)}
-
-
-def llama() -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**WIDTH))
-
-
-def mixtral() -> Any:
-    torch.manual_seed(0)
-    return MixtralForCausalLM(MixtralConfig(**WIDTH, num_local_experts=4, num_experts_per_tok=2))
+STEPS = 8
 
 
 def trained(model: Any, folder: Path, callbacks: list[Any] | None = None, **settings: Any) -> EfficiencyCallback | None:

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
@@ -128,7 +128,7 @@ def _add(series: dict[str, list[tuple[float, float, float]]], history: Any) -> N
             series.setdefault(name, []).append((float(step), float(time_s), float(value)))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, float) or (type(value) is int and abs(value) < 1 << 63)
 
 

@@ -74,6 +74,20 @@ def grouped_attention(
     windowed_attention(builder, heads, head_size, head_size, windows)
 
 
+def full_attention(builder: Builder, hidden: int, heads: int, layers: int, *, bias: bool) -> None:
+    """Plain multi-head attention: as many keys as queries, no window, biases everywhere or nowhere."""
+    grouped_attention(
+        builder,
+        hidden,
+        heads=heads,
+        kv_heads=heads,
+        head_size=hidden // heads,
+        windows=[None] * layers,
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+
+
 def windowed_attention(
     builder: Builder, heads: int, key_size: int, value_size: int, windows: Sequence[int | None]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effprof.workload.architecture import Architecture, Builder, Config
-from effprof.workload.architectures._parts import HEAD, architecture_name, feed_forward, grouped_attention
+from effprof.workload.architectures._parts import HEAD, architecture_name, feed_forward, full_attention
 
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 _PREFIXES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
@@ -19,16 +19,7 @@ def build(config: Config) -> Architecture:
     heads, vocabulary = config.number("num_attention_heads"), config.number("vocab_size")
     rows = vocabulary + config.number("max_position_embeddings") + config.number_or("type_vocab_size", 2)
     builder.weights(rows * hidden + 2 * hidden + 4 * hidden * layers)
-    grouped_attention(
-        builder,
-        hidden,
-        heads=heads,
-        kv_heads=heads,
-        head_size=hidden // heads,
-        windows=[None] * layers,
-        qkv_bias=True,
-        out_bias=True,
-    )
+    full_attention(builder, hidden, heads, layers, bias=True)
     feed_forward(builder, hidden, config.number("intermediate_size"), gated=False, layers=layers, bias=True)
     _head(builder, hidden, vocabulary)
     return builder.build()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effprof.workload.architecture import Architecture, Builder, Config
-from effprof.workload.architectures._parts import HEAD, architecture_name, feed_forward, grouped_attention
+from effprof.workload.architectures._parts import HEAD, architecture_name, feed_forward, full_attention
 
 MODEL_TYPES = ("distilbert",)
 
@@ -15,16 +15,7 @@ def build(config: Config) -> Architecture:
     hidden, layers = config.number("dim", "hidden_size"), config.number("n_layers", "num_hidden_layers")
     heads, vocabulary = config.number("n_heads", "num_attention_heads"), config.number("vocab_size")
     builder.weights((vocabulary + config.number("max_position_embeddings")) * hidden + 2 * hidden + 4 * hidden * layers)
-    grouped_attention(
-        builder,
-        hidden,
-        heads=heads,
-        kv_heads=heads,
-        head_size=hidden // heads,
-        windows=[None] * layers,
-        qkv_bias=True,
-        out_bias=True,
-    )
+    full_attention(builder, hidden, heads, layers, bias=True)
     feed_forward(builder, hidden, config.number("hidden_dim"), gated=False, layers=layers, bias=True)
     name = builder.name
     if name.endswith("ForMaskedLM"):

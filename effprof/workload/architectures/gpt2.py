@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effprof.workload.architecture import Architecture, Config
-from effprof.workload.architectures._parts import causal_builder, causal_head, feed_forward, grouped_attention
+from effprof.workload.architectures._parts import causal_builder, causal_head, feed_forward, full_attention
 
 MODEL_TYPES = ("gpt2",)
 
@@ -17,16 +17,7 @@ def build(config: Config) -> Architecture:
     heads, vocabulary = config.number("n_head", "num_attention_heads"), config.number("vocab_size")
     positions = config.number("n_positions", "max_position_embeddings")
     builder.weights((vocabulary + positions) * hidden + 4 * hidden * layers + 2 * hidden)
-    grouped_attention(
-        builder,
-        hidden,
-        heads=heads,
-        kv_heads=heads,
-        head_size=hidden // heads,
-        windows=[None] * layers,
-        qkv_bias=True,
-        out_bias=True,
-    )
+    full_attention(builder, hidden, heads, layers, bias=True)
     feed_forward(builder, hidden, config.number_or("n_inner", 4 * hidden), gated=False, layers=layers, bias=True)
     if builder.name.endswith("DoubleHeadsModel"):
         raise config.unsupported(f"the head of {builder.name}")

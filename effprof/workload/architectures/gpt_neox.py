@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from effprof.workload.architecture import Architecture, Config
-from effprof.workload.architectures._parts import causal_builder, causal_head, feed_forward, grouped_attention
+from effprof.workload.architectures._parts import causal_builder, causal_head, feed_forward, full_attention
 
 MODEL_TYPES = ("gpt_neox",)
 
@@ -15,16 +15,7 @@ def build(config: Config) -> Architecture:
     heads, vocabulary = config.number("num_attention_heads"), config.number("vocab_size")
     bias = config.flag("attention_bias", True)
     builder.weights(vocabulary * hidden + 4 * hidden * layers + 2 * hidden)
-    grouped_attention(
-        builder,
-        hidden,
-        heads=heads,
-        kv_heads=heads,
-        head_size=hidden // heads,
-        windows=[None] * layers,
-        qkv_bias=bias,
-        out_bias=bias,
-    )
+    full_attention(builder, hidden, heads, layers, bias=bias)
     feed_forward(builder, hidden, config.number("intermediate_size"), gated=False, layers=layers, bias=True)
     causal_head(builder, hidden, vocabulary, tied=config.flag("tie_word_embeddings", False))
     return builder.build()

@@ -8,7 +8,7 @@ from effprof.workload.architectures._parts import (
     causal_builder,
     causal_head,
     feed_forward,
-    grouped_attention,
+    full_attention,
 )
 
 MODEL_TYPES = ("opt",)
@@ -30,16 +30,7 @@ def build(config: Config) -> Architecture:
     if width != hidden:
         builder.linear(PROJECTIONS, width, hidden)
         builder.linear(PROJECTIONS, hidden, width)
-    grouped_attention(
-        builder,
-        hidden,
-        heads=heads,
-        kv_heads=heads,
-        head_size=hidden // heads,
-        windows=[None] * layers,
-        qkv_bias=bias,
-        out_bias=bias,
-    )
+    full_attention(builder, hidden, heads, layers, bias=bias)
     feed_forward(builder, hidden, config.number("ffn_dim"), gated=False, layers=layers, bias=bias)
     causal_head(builder, width, vocabulary, tied=config.flag("tie_word_embeddings", True))
     return builder.build()
