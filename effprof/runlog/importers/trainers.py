@@ -73,7 +73,7 @@ FORMATS = [
             "tflops_per_device": Column(r"model_tflops_per_gpu: {n}"),
             "loss": Column(r"lm_loss: {n}"),
         },
-        weight=2.0,
+        weight=3.0,  # Megatron-LM's lines are told by words that these hold as well
     ),
     LineFormat(
         name="litgpt",
@@ -132,7 +132,11 @@ FORMATS = [
         columns={
             "loss": Column(r"\bloss: *{n}"),
             "step_time_s": Column(r"per_step_time: *{n} *ms", 1e-3),
-            "tflops_per_device": Column(r"train_throughput_per_npu: *{n}"),
+            # "150.2T": the letter is the unit and not a factor of it
+            "tflops_per_device": (
+                Column(r"train_throughput_per_npu: *{n}(?<=T)", 1e-12),
+                Column(r"train_throughput_per_npu: *{n}"),
+            ),
         },
     ),
     LineFormat(
