@@ -48,9 +48,9 @@ KNOWN: Mapping[str, tuple[str, float]] = {
 }
 # The training loss goes by these names, best first.
 LOSSES = (
-    *("train/loss", "train_loss", "loss", "lm loss", "lm_loss", "Loss/train", "loss/train", "loss/train/total"),
-    *("train_loss_step", "train/loss_step", "train_loss_epoch", "reduced_train_loss"),
-    *("loss_metrics/global_avg_loss", "Train/Loss"),
+    *("train_loss_step", "train/loss_step", "train/loss", "train_loss", "loss", "lm loss", "lm_loss"),
+    *("Loss/train", "loss/train", "loss/train/total", "Train/Loss", "reduced_train_loss"),
+    *("loss_metrics/global_avg_loss", "train_loss_epoch"),
 )
 
 

@@ -7,24 +7,12 @@ import math
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
+from effprof.runlog.importers.scalars import pick
 from effprof.runlog.importers.table import Record, to_columns
 from effprof.runlog.importers.text import read_lines, to_number
 
-# Figure of a table → column, where a tool writes more than losses; effprof's own and Lightning's monitors' names.
-_KNOWN = {
-    "effprof/tokens_per_s": "tokens_per_s",
-    "effprof/step_time_s": "step_time_s",
-    "effprof/mfu": "mfu",
-    "device/batches_per_sec": "batches_per_s",
-    "device/items_per_sec": "tokens_per_s_per_device",
-    "device/mfu": "mfu",
-    "tokens_per_sec": "tokens_per_s",
-    "iter_time": "step_time_s",
-    "step_time": "step_time_s",
-    "wall_time": "time_s",
-    "time": "elapsed_s",
-}
-_LOSSES = ("train_loss_step", "train_loss", "loss", "train/loss", "train_loss_epoch")
+# Clocks of a table; in other logs by name every value has a time of its own.
+_CLOCKS = {"wall_time": "time_s", "time": "elapsed_s"}
 
 
 class MetricsTable:
@@ -42,20 +30,22 @@ class MetricsTable:
         """A record per row that says something of training; rows of validation alone are passed over."""
         rows = csv.DictReader(read_lines(path))
         names = [name for name in rows.fieldnames or [] if name]
-        loss = next((name for name in _LOSSES if name in names), next((n for n in names if "train" in n), None))
-        wanted = {name: _KNOWN[name] for name in names if name in _KNOWN}
-        if loss is not None:
-            wanted[loss] = "loss"
+        wanted = pick(names) | {name: (column, 1.0) for name, column in _CLOCKS.items() if name in names}
+        loss = next((name for name in names if "train" in name and "epoch_time" not in name), None)
+        if loss is not None and not any(column == "loss" for column, _ in wanted.values()):
+            wanted[loss] = ("loss", 1.0)
         records: list[Record] = []
         for row in rows:
-            values = {column: to_number(row.get(name) or "") for name, column in wanted.items()}
+            values = {column: to_number(row.get(name) or "") * factor for name, (column, factor) in wanted.items()}
             step = to_number(row.get("step") or "")
             if not math.isnan(step) and any(not math.isnan(value) for value in values.values()):
                 records.append({"step": step, **values})
         if not records:
             raise EffprofError(f"{path}: no row of training in it", "give the metrics.csv of a training")
         log = ForeignLog(self.name, "Lightning", path, to_columns(records))
-        log.notes.append(("columns", "taken: " + ", ".join(f"{name} as {column}" for name, column in wanted.items())))
+        log.notes.append(
+            ("columns", "taken: " + ", ".join(f"{name} as {column}" for name, (column, _) in wanted.items()))
+        )
         return log
 
 
