@@ -224,7 +224,7 @@ MISSING = {
     ),
     "model of tokens": ("tensorboard_lightning_ts_v1", "tensorboard_lightning_ts_v3"),
     "tokens a second": ("wandb_colossal_chat_rtx3060",),
-    "layers in the profile (MACs by module, no steps)": ("deepspeed_flops_profiler_bertlarge.txt",),
+    "length of the sequences (a profile of one step)": ("deepspeed_flops_profiler_bertlarge.txt",),
 }
 
 
