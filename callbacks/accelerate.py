@@ -40,10 +40,11 @@ def attach(accelerator: Any, model: torch.nn.Module, *optimizers: Any, **setting
     Raises:
         EffprofError: the run directory cannot be agreed on or written.
     """
+    module = accelerator.unwrap_model(model)
     return HookedLoop(
         model,
         [unwrapped(optimizer) for optimizer in optimizers],
-        module=accelerator.unwrap_model(model, keep_torch_compile=False),
+        module=getattr(module, "_orig_mod", module),  # the one inside a compiled module
         device=accelerator.device,
         framework="accelerate",
         framework_version=accelerate.__version__,

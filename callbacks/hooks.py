@@ -156,7 +156,7 @@ class HookedLoop:
         self._config = dict(config or {})
         self._module = module or model
         self._loader: Any = None
-        self._own = {id(parameter) for parameter in self._module.parameters()}
+        self._own: set[int] = set()
         self._has_begun = self._is_stepped = False
         self._micro_batches = self._steps = 0
         self._undo = [
@@ -253,6 +253,8 @@ class HookedLoop:
     def _begin(self) -> None:
         if not self._has_begun and self._profiler is not None and self._profiler.clock is not None:
             self._has_begun = True
+            # not before: sharding the model after `attach` gives it other parameters
+            self._own = {id(parameter) for parameter in self._module.parameters()}
             self._profiler.clock.begin_steps()
             self._profiler.clock.switch(OTHER)
 

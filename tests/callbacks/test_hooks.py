@@ -23,7 +23,7 @@ from effprof.callbacks.hooks import HookedLoop
 from effprof.runlog.reader import open_run
 from effprof.workload.architecture import from_hf_config
 from effprof.workload.flops import flops_model
-from tests.support.tiny_huggingface import ACCUMULATE, ROWS, Rows, llama, mixtral
+from tests.support.tiny_huggingface import ACCUMULATE, KEPT, ROWS, Rows, llama, mixtral
 
 STEPS = 6
 
@@ -262,3 +262,20 @@ def test_a_deepspeed_engine(stage: int, tmp_path: Path) -> None:
     for name in ("step.input_wait", "step.forward", "step.backward", "step.optimizer"):
         assert found.account.lines[name] > 0, name
     assert found.run.config["strategy"] == f"zero-{stage}"
+
+
+def test_a_model_that_is_compiled_is_measured_from_outside(tmp_path: Path) -> None:
+    model = llama()
+    optimizer, loader = objects(model)
+    accelerator = Accelerator(cpu=True)
+    compiled = torch.compile(model, backend="eager")
+    wrapped, outer, batches = accelerator.prepare(compiled, optimizer, loader)
+    with attach_accelerator(accelerator, wrapped, outer, run_dir=tmp_path / "run", telemetry=False) as run:
+        for batch in run.watch(batches):
+            accelerator.backward(wrapped(**batch).loss)
+            outer.step()
+            outer.zero_grad()
+    found = analysis_of(run.run_dir)
+    assert found.efficiency.steps.total == STEPS * ACCUMULATE
+    assert found.efficiency.tokens_per_step == ROWS * KEPT
+    assert found.efficiency.mfu.value is not None

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
 from effprof.callbacks import EfficiencyCallback
 from effprof.callbacks.lightning_facts import layout, placement_of
@@ -32,7 +33,9 @@ class Mesh:
 
 def trainer_with(strategy: Any, rank: int, world_size: int) -> Any:
     strategy.cluster_environment = environment = LightningEnvironment()
+    own = rank_zero_only.rank
     environment.set_global_rank(rank)
+    rank_zero_only.rank = own  # of this whole process: what it turns off would stay off in later tests
     environment.set_world_size(world_size)
     return SimpleNamespace(
         strategy=strategy,
