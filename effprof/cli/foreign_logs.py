@@ -163,6 +163,7 @@ def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
     Raises:
         EffprofError: none of a directory's files is a log of a known tool.
     """
+    from effprof.runlog.importers.hparams import NAME as SETTINGS
     from effprof.runlog.importers.sniff import recognise
 
     if not os.path.isdir(path):
@@ -170,8 +171,12 @@ def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
     found: list[str] = []
     complaints: list[EffprofError] = []
     telling: list[EffprofError] = []
+    beside: list[EffprofError] = []  # read together with the log that they belong to
     for file in _files_below(path):
         try:
+            if os.path.basename(file) == SETTINGS:
+                beside.append(EffprofError(f"{file}: not recognised", "settings alone are no log"))
+                continue
             if recognise(file) is None:
                 raise EffprofError(f"{file}: not recognised", "it is passed over")
             found.append(file)
@@ -179,6 +184,7 @@ def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
             complaints.append(error)
             if "not recognised" not in str(error):
                 telling.append(error)
+    complaints += [] if found else beside
     if not found and telling:  # a file that can't be read says more than those that are something else
         raise telling[0]
     if not found and complaints:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 ENTRY_POINT_GROUP = "effprof.importers"
 # Modules of this folder that hold no format.
-_NOT_FORMATS = ("base", "layout", "pattern", "scalars", "sniff", "table", "text")
+_NOT_FORMATS = ("base", "hparams", "layout", "pattern", "scalars", "sniff", "table", "text")
 
 # What a column of a foreign log means. A record is what the log says of one optimizer step, or of several.
 COLUMNS = {

@@ -7,6 +7,7 @@ import math
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
+from effprof.runlog.importers.hparams import facts_beside
 from effprof.runlog.importers.scalars import pick
 from effprof.runlog.importers.table import Record, to_columns
 from effprof.runlog.importers.text import read_lines, to_number
@@ -42,7 +43,7 @@ class MetricsTable:
                 records.append({"step": step, **values})
         if not records:
             raise EffprofError(f"{path}: no row of training in it", "give the metrics.csv of a training")
-        log = ForeignLog(self.name, "Lightning", path, to_columns(records))
+        log = ForeignLog(self.name, "Lightning", path, to_columns(records), facts_beside(path))
         log.notes.append(
             ("columns", "taken: " + ", ".join(f"{name} as {column}" for name, (column, _) in wanted.items()))
         )

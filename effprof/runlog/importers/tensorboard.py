@@ -9,6 +9,7 @@ from typing import Any
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
+from effprof.runlog.importers.hparams import facts_beside
 from effprof.runlog.importers.scalars import log_of
 
 # An event file opens with a record whose event names the format's version; before it 12 bytes of length and checksum.
@@ -47,6 +48,7 @@ class EventFile:
             self.name, "TensorBoard", path, {tag: zip(*[iter(flat)] * 3, strict=True) for tag, flat in series.items()}
         )
         log.notes += notes
+        log.facts |= facts_beside(path)  # Lightning's logger saves them there
         return log
 
 

@@ -159,6 +159,6 @@ def test_own_work_is_not_other_work() -> None:
     while time.process_time() - own_s < 0.3:
         pass
     total, idle, own = others._read()
-    assert own - others._before[2] >= 0.29
+    assert own - others._before[2] >= 0.28  # the clock ticks in hundredths
     assert 0.0 <= others.share() <= 1.0
     assert total > idle
