@@ -161,12 +161,14 @@ def test_complaints_are_told_apart() -> None:
 
 
 def test_a_stream_gives_its_last_whole_line() -> None:
-    script = "import sys, time\nfor i in range(100): print(i, flush=True); time.sleep(0.05)"
+    script = "import sys, time\nfor i in range(1000): print(i, flush=True); time.sleep(0.03)"
     runner = StreamRunner([sys.executable, "-c", script])
     seen = [runner.wait()[0]]
-    for _ in range(3):
-        time.sleep(0.2)
-        seen.append(runner.poll()[0])
+    for _ in range(300):
+        time.sleep(0.1)
+        seen += [runner.poll()[0]]
+        if sum(text is not None for text in seen) == 4:
+            break
     runner.stop()
     numbers = [int(text) for text in seen if text]
     assert len(numbers) == 4
