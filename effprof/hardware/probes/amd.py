@@ -1,4 +1,4 @@
-"""Reads AMD Instinct and Radeon boards through rocm-smi, else amd-smi, which knows the boards but not their names.
+"""Reads AMD Instinct and Radeon boards through the library amdsmi, else rocm-smi, else amd-smi, which knows no names.
 
 Torch calls them "cuda". Power is the socket's on MI300 and newer, an average on older boards. On a two-die board
 (MI250X) the first die shows the power and energy of both.
@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from effprof.hardware.probes import rocm_json
 from effprof.hardware.probes.base import Support
+from effprof.hardware.probes.library_stream import library
 from effprof.hardware.probes.tool import Command, Sample, ToolProbe
 from effprof.hardware.probes.tool_text import number
 
@@ -60,7 +61,11 @@ class AmdProbe(ToolProbe):
     torch_type = "cuda"
     pci_vendor = "1002"
     nodes = ()
-    commands = (Command(("rocm-smi", *_OPTIONS), rocm_json.samples), Command(("amd-smi", "monitor", "-putm"), monitor))
+    commands = (
+        library("amd_library", "amdsmi"),
+        Command(("rocm-smi", *_OPTIONS), rocm_json.samples),
+        Command(("amd-smi", "monitor", "-putm"), monitor),
+    )
     meanings: ClassVar = {
         "power_w": ("board", "of the socket on MI300 and newer, an average elsewhere; a two-die board shows it once"),
         "energy_j": ("board", "since the driver loaded; wrong or standing still on some boards; one die shows both"),
@@ -68,12 +73,15 @@ class AmdProbe(ToolProbe):
     }
     support: ClassVar = Support(
         family="AMD Instinct and Radeon",
-        source="rocm-smi, else amd-smi",
-        readings={**dict.fromkeys(RECORDED, "recorded"), "energy_j": "documented"},
+        source="amdsmi, else rocm-smi, else amd-smi",
+        readings={
+            **dict.fromkeys(RECORDED, "recorded"),
+            **dict.fromkeys(("energy_j", "sm_clock_max_mhz"), "documented"),
+        },
         unavailable={"throttle": "violation status waits 100 ms a call, older status words were dropped as unreliable"},
         evidence=(
             "MI50, MI100, RX 6700 XT and RX 7800 XT by rocm-smi of ROCm 4 to 6.2, MI300X by amd-smi monitor; "
-            "the energy counter after its documentation"
+            "the library after its documentation"
         ),
     )
 

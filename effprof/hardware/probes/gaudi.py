@@ -1,4 +1,4 @@
-"""Reads Intel Gaudi boards through hl-smi: the list that a query gives, else its table.
+"""Reads Intel Gaudi boards through the library pyhlml, else hl-smi: the list that a query gives, else its table.
 
 A framework takes a pool at its start, so that used memory reads near full whatever the batch. Cells carry units even
 where the query says otherwise. What is called a UUID names module and board, and is unique in the node.
@@ -10,6 +10,7 @@ import csv
 from typing import ClassVar
 
 from effprof.hardware.probes.base import Support
+from effprof.hardware.probes.library_stream import library
 from effprof.hardware.probes.tool import Command, Sample, ToolProbe
 from effprof.hardware.probes.tool_table import DrawnColumns
 from effprof.hardware.probes.tool_text import bus_id, number, size
@@ -36,6 +37,7 @@ READINGS = (
     *("memory_used_bytes", "memory_total_bytes", "power_w", "power_limit_w"),
     *("utilization_percent", "temperature_c"),
 )
+ONLY_LIBRARY = ("energy_j", "memory_temperature_c", "sm_clock_mhz", "sm_clock_max_mhz")
 
 
 def listed(text: str, query: tuple[str, ...]) -> list[Sample]:
@@ -79,21 +81,22 @@ class GaudiProbe(ToolProbe):
     torch_type = "hpu"
     pci_vendor = "1da3"
     nodes = ("/dev/accel/accel*", "/dev/hl[0-9]*")
-    commands = (_query(QUERY), _query(OLDER_QUERY), Command(("hl-smi",), COLUMNS.samples))
+    commands = (
+        library("gaudi_library", "pyhlml"),
+        _query(QUERY),
+        _query(OLDER_QUERY),
+        Command(("hl-smi",), COLUMNS.samples),
+    )
     meanings: ClassVar = {
         "memory_used_bytes": ("board", "a framework's whole pool counts as used"),
         "utilization_percent": ("board", "share of the last second in which the processor was active"),
     }
     support: ClassVar = Support(
         family="Intel Gaudi",
-        source="hl-smi",
-        readings=dict.fromkeys(READINGS, "recorded"),
-        unavailable={
-            "energy_j": "the library has a counter, hl-smi prints none",
-            "sm_clock_mhz": "not among the fields asked for",
-            "throttle": "not among the fields asked for",
-        },
-        evidence="Gaudi 2 and 3, hl-smi 1.22.1",
+        source="pyhlml, else hl-smi",
+        readings={**dict.fromkeys(READINGS, "recorded"), **dict.fromkeys(ONLY_LIBRARY, "documented")},
+        unavailable={"throttle": "not among the fields asked for"},
+        evidence="Gaudi 2 and 3, hl-smi 1.22.1; the library after its documentation",
     )
 
 

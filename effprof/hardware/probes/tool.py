@@ -33,6 +33,7 @@ _FOLDERS = (
 )
 # Words of an error that tools print, often on standard output and with exit code 0.
 _COMPLAINTS: tuple[tuple[re.Pattern[str], Reason], ...] = (
+    (re.compile(r"no module named", re.I), "no_tool"),
     (re.compile(r"permission|not permitted|privilege|must be (?:run as )?root|superuser", re.I), "no_permission"),
     (re.compile(r"driver|no devices?\b|not found|no such|initiali[sz]e|-80\d\d|not loaded", re.I), "no_driver"),
 )
@@ -81,6 +82,12 @@ class Command:
     arguments: tuple[str, ...]
     parse: Callable[[str], Sequence[Sample]]
     is_stream: bool = False
+    name: str = ""  # in messages; the program's by default
+
+    @property
+    def title(self) -> str:
+        """What a message calls it."""
+        return self.name or self.arguments[0]
 
 
 def find_tool(name: str) -> str | None:
@@ -261,7 +268,7 @@ class ToolProbe:
             self._runner.stop()
 
     def _find(self) -> None:
-        wanted = [command.arguments[0] for command in self.commands]
+        wanted = [command.title for command in self.commands]
         for command in self.commands:
             path = find_tool(command.arguments[0])
             if path is None:
@@ -269,13 +276,13 @@ class ToolProbe:
             runner = (StreamRunner if command.is_stream else ToolRunner)([path, *command.arguments[1:]])
             text, reason = runner.wait()
             if text is None:
-                self.reason = f"{reason}: {command.arguments[0]}"
+                self.reason = f"{reason}: {command.title}"
                 continue
             self._parse = command.parse
             samples = self._samples(text)
             if not samples:
                 runner.stop()
-                self.reason = complaint(text, command.arguments[0])
+                self.reason = complaint(text, command.title)
                 continue
             self.reason, self._runner = "", runner
             self._devices = [self._device(sample) for sample in samples]
