@@ -176,6 +176,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         if clock is None or profiler is None:
             return
         try:
+            if self._trial is not None:
+                self._trial.begin_batch()
             if self._is_first_batch:
                 self._is_first_batch = False
                 profiler.count_batch(
@@ -216,6 +218,8 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             return
         try:
             clock.micro_batches += 1
+            if self._trial is not None:
+                self._trial.end_batch(batch)
             profiler.record_loss(outputs.get("loss") if isinstance(outputs, dict) else outputs)
             if self._steps == self._last_step:
                 return
@@ -223,7 +227,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             profiler.end_step(self._steps)
             self._passes += 1
             if self._trial is not None:
-                self._trial.end_step(trainer)
+                self._trial.end_step(trainer, pl_module, clock)
             if self._log_every and self._passes % self._log_every == 0:
                 self._log(trainer, pl_module, clock, profiler)
         except Exception as error:

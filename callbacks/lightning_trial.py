@@ -1,9 +1,9 @@
 """A trial: a short stretch of the user's own training with some settings changed, as `effprof verify` asks for.
 
 The request is JSON in the environment variable `EFFPROF_TRIAL`: `changes` (see `effprof.advise.changes`), `run_dir`,
-`seconds`, `steps`. A trial writes nothing where the training would: no checkpoints, no evaluation, loggers of files
-write into the trial's own directory and others are left out. It ends the process when it is done, so that what the
-script does after `fit` is not done with a model that was trained for seconds.
+`seconds`, `steps`, `rehearse`. A trial writes nothing where the training would: no checkpoints, no evaluation, loggers
+of files write into the trial's own directory and others are left out. It ends the process when it is done, so that what
+the script does after `fit` is not done with a model that was trained for seconds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 import msgspec
 
 from effprof.advise.changes import check_changes
+from effprof.advise.rehearsal import write_rehearsed
 from effprof.callbacks.lightning_changes import apply_early, apply_to_optimizers, watch_loader
+from effprof.callbacks.lightning_rehearsal import Rehearsal
 from effprof.errors import EffprofError
+from effprof.measure.clock import EFFPROF, OTHER, PhaseClock
 
 VARIABLE = "EFFPROF_TRIAL"
 MIN_STEPS = 5  # fewer carry no interval
@@ -32,6 +35,7 @@ class TrialRequest(msgspec.Struct, kw_only=True):
     seconds: float = 20.0
     steps: int | None = None
     is_measuring: bool = False  # also record what recommendations rest on
+    rehearse: list[dict[str, Any]] = []  # sets of changes to time in this process once the steps are done
 
 
 class LightningTrial:
@@ -42,6 +46,7 @@ class LightningTrial:
         self.refused: dict[str, str] = {}
         self._first_step_end: float | None = None
         self._steps = 0
+        self._rehearsal = Rehearsal(request.rehearse) if request.rehearse else None
 
     @property
     def applied(self) -> dict[str, Any]:
@@ -80,8 +85,18 @@ class LightningTrial:
         for schedule in trainer.lr_scheduler_configs:
             schedule.strict = False  # it may wait for a figure of the evaluation, which there is none of
 
-    def end_step(self, trainer: Any) -> None:
-        """After an optimizer step: stops the training when the trial is long enough."""
+    def begin_batch(self) -> None:
+        """Before a micro-batch."""
+        if self._rehearsal is not None:
+            self._rehearsal.begin_batch()
+
+    def end_batch(self, batch: Any) -> None:
+        """After a micro-batch."""
+        if self._rehearsal is not None:
+            self._rehearsal.end_batch(batch)
+
+    def end_step(self, trainer: Any, module: Any, clock: PhaseClock) -> None:
+        """After an optimizer step: rehearses and stops the training when the trial is long enough."""
         self._steps += 1
         now = monotonic()
         if self._first_step_end is None:
@@ -89,8 +104,13 @@ class LightningTrial:
         has_enough = self.request.steps is not None and self._steps >= max(MIN_STEPS, self.request.steps)
         is_over = self._steps >= MIN_STEPS and now - self._first_step_end >= self.request.seconds
         if has_enough or is_over:
+            rehearsal, self._rehearsal = self._rehearsal, None
+            if rehearsal is not None:
+                clock.switch(EFFPROF)  # no part of the training
+                write_rehearsed(self.request.run_dir, rehearsal.run(trainer, module))
+                clock.switch(OTHER)
             trainer.should_stop = True
-            trainer.fit_loop.min_epochs, trainer.fit_loop.min_steps = 0, 0
+            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, 0
 
     def facts(self) -> dict[str, Any]:
         """What the record says of the trial."""

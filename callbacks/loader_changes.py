@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterator, Mapping
+from time import monotonic
 from typing import Any
 
-WINDOW_SAMPLES = 50_000  # lengths are read from the samples themselves: past this the reading would take minutes
+READ_SAMPLES, READ_S = 20_000, 10.0  # lengths are read from the samples themselves: a trial needs no more than these
+READ_AHEAD = 256  # samples, whatever they take: windows that grouping can work in
 
 
 class Refused(Exception):
@@ -91,6 +94,8 @@ def trim_padding(batch: Any) -> Any:
 def with_length_grouping(loader: Any, replicas: int = 1, rank: int = 0) -> Any:
     """The loader with batches of samples of similar length, in windows that stay shuffled.
 
+    Of a large dataset, or a slow one, only as many samples are used as a trial needs, drawn from all of it.
+
     Raises:
         Refused: the samples' lengths cannot be read, or transformers, whose sampler this is, is not installed.
     """
@@ -98,13 +103,13 @@ def with_length_grouping(loader: Any, replicas: int = 1, rank: int = 0) -> Any:
         from transformers.trainer_pt_utils import DistributedLengthGroupedSampler, LengthGroupedSampler
     except ImportError as error:
         raise Refused("grouping uses the sampler of transformers, which is not installed") from error
-    lengths = _lengths(loader.dataset)
-    sampler = (
+    chosen, lengths = _lengths(loader.dataset, READ_S if replicas == 1 else math.inf)  # the same on every rank
+    places = (
         LengthGroupedSampler(loader.batch_size, lengths=lengths)
         if replicas == 1
         else DistributedLengthGroupedSampler(loader.batch_size, replicas, rank, lengths=lengths)
     )
-    grouped = rebuild(loader, sampler=sampler, batch_size=loader.batch_size)
+    grouped = rebuild(loader, sampler=_Chosen(places, chosen), batch_size=loader.batch_size)
     try:
         return with_trimmed_padding(grouped) if _has_mask(loader) else grouped
     except Refused:
@@ -130,16 +135,46 @@ def _first_samples(loader: Any) -> list[Any]:
     return [loader.dataset[index] for index in range(min(2, len(loader.dataset)))]
 
 
-def _lengths(dataset: Any) -> list[int]:
+def _lengths(dataset: Any, limit_s: float) -> tuple[list[int], list[int]]:
+    """Indices of samples, drawn at random, and their lengths: as many as can be read within the limit."""
+    import torch
+
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise Refused("the dataset cannot be indexed, so lengths are not known ahead")
-    if len(dataset) > WINDOW_SAMPLES:
-        raise Refused(f"reading the lengths of {len(dataset):,} samples would take too long")
-    measure: Callable[[Any], int] = _length_of
-    return [measure(dataset[index]) for index in range(len(dataset))]
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:READ_SAMPLES].tolist()
+    lengths: list[int] = []
+    ends = monotonic() + limit_s
+    for index in order:
+        if len(lengths) >= READ_AHEAD and monotonic() > ends:
+            break
+        lengths.append(length_of(dataset[index]))
+    return order[: len(lengths)], lengths
 
 
-def _length_of(sample: Any) -> int:
+class _Chosen:
+    """A sampler's places in a list of samples, as these samples' indices in the dataset."""
+
+    def __init__(self, places: Any, indices: list[int]) -> None:
+        self._places, self._indices = places, indices
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[int]:
+        return (self._indices[place] for place in self._places)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning tells samplers of several ranks."""
+        if hasattr(self._places, "set_epoch"):
+            self._places.set_epoch(epoch)
+
+
+def length_of(sample: Any) -> int:
+    """Tokens of one sample.
+
+    Raises:
+        Refused: neither its attention mask nor its ids tell.
+    """
     if isinstance(sample, Mapping):
         mask, ids = sample.get("attention_mask"), sample.get("input_ids")
         if mask is not None:

@@ -110,7 +110,7 @@ def gain_interval(before: Sequence[SegmentResult], after: Sequence[SegmentResult
     if len(blocks) < MIN_BLOCKS or min(len(each.counts) for pair in blocks for each in pair) < MIN_STEPS:
         return None
     centre = math.log1p(speed_gain(before, after))
-    stretch = math.sqrt(len(blocks) / (len(blocks) - 1)) * _t_quantile(len(blocks) - 1) / NORMAL_975
+    stretch = math.sqrt(len(blocks) / (len(blocks) - 1)) * t_quantile(len(blocks) - 1) / NORMAL_975
     middle = percentiles(centre + stretch * (_mean_log_ratios(blocks) - centre))
     return None if middle is None else (math.expm1(middle[0]), math.expm1(middle[1]))
 
@@ -160,7 +160,7 @@ def _standard_error(values: Array) -> float:
     return 0.0 if interval is None else (interval[1] - interval[0]) / (2 * NORMAL_975)
 
 
-def _t_quantile(freedom: int) -> float:
+def t_quantile(freedom: int) -> float:
     """97.5 % quantile of Student's t."""
     if freedom <= len(SMALL_T_975):
         return SMALL_T_975[freedom - 1]

@@ -40,6 +40,7 @@ def run_trial(
     steps: int | None = None,
     timeout_s: float = 600.0,
     is_measuring: bool = False,
+    rehearse: Sequence[Mapping[str, Any]] = (),
 ) -> SegmentResult:
     """Runs a command with changes, and reads the run it wrote.
 
@@ -51,6 +52,7 @@ def run_trial(
         steps: or this many, whichever comes first.
         timeout_s: of the whole process; it is killed after them.
         is_measuring: whether everything that recommendations rest on is recorded too (FLOPs, kernel window, telemetry).
+        rehearse: sets of changes that the process times once its steps are done (see `effprof.advise.rehearsal`).
 
     Returns:
         The segment; running out of memory, failing and not ending are outcomes of it.
@@ -67,6 +69,7 @@ def run_trial(
         "seconds": seconds,
         "steps": steps,
         "is_measuring": is_measuring,
+        "rehearse": [dict(each) for each in rehearse],
     }
     wanted = {name: str(value) for name, value in dict(changes.get("environment", {})).items()}
     environment = {**os.environ, **wanted, VARIABLE: msgspec.json.encode(request).decode()}

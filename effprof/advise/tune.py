@@ -12,6 +12,7 @@ import msgspec
 
 from effprof.advise.calibration import load_calibration
 from effprof.advise.recommend import RISK_WEIGHTS, recommend
+from effprof.advise.rehearsal import read_rehearsed, with_rehearsal
 from effprof.advise.segments import NOISE
 from effprof.advise.trial import run_trial
 from effprof.advise.verification import (
@@ -33,6 +34,8 @@ from effprof.runlog.reader import open_run
 SCHEMA = "effprof.tune/1"
 MEASURED_SHARE, MIN_MEASURED_S, MAX_MEASURED_S = 1 / 20, 3.0, 30.0  # of the budget, stepping in a measuring trial
 VERIFIED_SHARE = 0.25  # of the budget at most for one change, so that one that can't be decided leaves time for others
+# Changes are rehearsed in processes of their own, as these differ, within this share of the budget.
+MAX_REHEARSED, REHEARSALS, REHEARSED_SHARE = 8, 3, 0.25
 MIN_VERIFICATION_S = 60.0  # three short processes of each side that take ten seconds to start; fewer decide little
 
 
@@ -54,7 +57,8 @@ class TuneStep(msgspec.Struct, kw_only=True):
     """One change that was tried."""
 
     finding: str
-    predicted: Gain
+    predicted: Annotated[Gain, _says("as rehearsed, where the change can be; else as the rule predicted")]
+    predicted_from_record: Annotated[Gain, _says("by the rule alone, from what the measuring trial recorded")]
     obtained: Obtained | None
     kept: bool
     verdict: str
@@ -118,6 +122,7 @@ class _Tuning:
     kept: list[tuple[Finding, Verification]] = field(default_factory=list)
     steps: list[TuneStep] = field(default_factory=list)
     tried: set[str] = field(default_factory=set)
+    from_record: dict[str, Gain] = field(default_factory=dict)
     metric: str = "tokens_per_s"
     baseline: float | None = None
     final: float | None = None
@@ -164,13 +169,39 @@ class _Tuning:
         analysis = _analysis(place)
         if self.baseline is None:
             self.metric, self.baseline = segment.metric, segment.rate
-        return self.recommended(analysis)
+        return self.rehearsed(self.recommended(analysis))
+
+    def rehearsed(self, findings: list[Finding]) -> list[Finding]:
+        """The findings with the gains of more trials that time their changes in their own processes."""
+        self.from_record = {each.id: each.gain for each in findings}
+        wanted = [each.changes for each in findings if self.is_candidate(each)][:MAX_REHEARSED]
+        if not wanted:
+            return findings
+        began, found, analysis = monotonic(), [], None
+        for count in range(1, REHEARSALS + 1):
+            place = fresh_directory(self.folder, "rehearsed")
+            left = max(60.0, self.left_s)
+            trial = run_trial(
+                self.command, self.changes, place, seconds=MIN_MEASURED_S, timeout_s=left, rehearse=wanted
+            )
+            rehearsed = read_rehearsed(place) if trial.outcome == "ok" else []
+            for each in rehearsed:
+                self.progress(f"rehearsed {each.changes}: " + (each.reason or f"model time × {each.ratio:.3f}"))
+            if not any(each.ratio for each in rehearsed):
+                break
+            found += rehearsed
+            analysis = _analysis(place)
+            if (monotonic() - began) * (count + 1) / count > REHEARSED_SHARE * self.budget_s:
+                break
+        if analysis is None:
+            return findings
+        return _ordered([with_rehearsal(each, found, analysis) for each in findings])
 
     def recommended(self, analysis: Analysis) -> list[Finding]:
         found = recommend(analysis, load_calibration()).findings
         names = ", ".join(f"{each.id} ({each.gain.likely:+.0%})" for each in found[:5]) or "none"
         self.progress(f"findings: {names}")
-        return sorted(found, key=lambda each: -each.gain.likely * RISK_WEIGHTS[each.risk_level])
+        return _ordered(found)
 
     def is_candidate(self, finding: Finding) -> bool:
         """Whether a trial can make it, it concerns the steps, promises more than noise and is new."""
@@ -191,7 +222,7 @@ class _Tuning:
             progress=lambda text: self.progress(f"  {text}"),
         )
         is_kept = verification.is_good and not verification.is_interrupted
-        self.steps.append(_step(finding, verification, is_kept))
+        self.steps.append(_step(finding, self.from_record[finding.id], verification, is_kept))
         self.progress(f"{finding.id}: {verification.verdict}: {verification.reason}")
         if verification.is_interrupted:
             raise KeyboardInterrupt
@@ -256,10 +287,15 @@ def _analysis(place: Path) -> Analysis:
     return examined.analysis
 
 
-def _step(finding: Finding, verification: Verification, is_kept: bool) -> TuneStep:
+def _ordered(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda each: -each.gain.likely * RISK_WEIGHTS[each.risk_level])
+
+
+def _step(finding: Finding, from_record: Gain, verification: Verification, is_kept: bool) -> TuneStep:
     return TuneStep(
         finding=finding.id,
         predicted=finding.gain,
+        predicted_from_record=from_record,
         obtained=verification.obtained,
         kept=is_kept,
         verdict=verification.verdict,

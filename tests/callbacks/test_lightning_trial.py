@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from effprof.advise.changes import CHANGES
+from effprof.advise.rehearsal import read_rehearsed
 from effprof.analysis.analyze import analyze
+from effprof.callbacks import loader_changes
 from effprof.callbacks.lightning_changes import EARLY, LOADER, OPTIMIZERS
 from effprof.callbacks.loader_changes import Refused, rebuild, trim_padding, with_length_grouping
 from effprof.runlog.reader import open_run
@@ -61,16 +63,18 @@ loader = lambda: torch.utils.data.DataLoader(Rows(), batch_size=2)
 trainer = pl.Trainer(max_epochs=2, accumulate_grad_batches=4, default_root_dir={root!r}, accelerator="cpu",
     callbacks=[EfficiencyCallback(), ModelCheckpoint(every_n_train_steps=2), EarlyStopping("val_loss")],
     logger=CSVLogger({root!r}, flush_logs_every_n_steps=1), log_every_n_steps=1, val_check_interval=8,
-    enable_progress_bar=False, enable_model_summary=False)
+    enable_progress_bar=False, enable_model_summary=False, {more})
 trainer.fit(Model(), loader(), loader())
 print("AFTER FIT")
 """
 
 
-def run_trial(tmp_path: Path, changes: dict[str, Any], **request: Any) -> tuple[subprocess.CompletedProcess[str], Path]:
+def run_trial(
+    tmp_path: Path, changes: dict[str, Any], trainer: str = "", **request: Any
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     root, trial = tmp_path / "own", tmp_path / "trial"
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.format(root=str(root)))
+    script.write_text(SCRIPT.format(root=str(root), more=trainer))
     request = {"changes": changes, "run_dir": str(trial), "steps": 6, **request}
     done = subprocess.run(
         [sys.executable, str(script)],
@@ -141,6 +145,60 @@ def test_a_trial_without_changes_is_the_training_itself(tmp_path: Path) -> None:
     assert open_run(str(trial)).record.config["trial"] == {"applied": {}, "refused": {}}
 
 
+def test_a_trial_ends_a_training_that_must_not_end_early(tmp_path: Path) -> None:
+    done, trial = run_trial(tmp_path, {}, trainer="min_steps=900, min_epochs=2")
+    assert done.returncode == 0, done.stderr
+    analysis = analyze(open_run(str(trial)))
+    assert (analysis.run.ended, analysis.run.ended_reason) == ("completed", "")
+    assert analysis.efficiency.steps.total == 6
+
+
+@pytest.fixture(scope="module")
+def rehearsing(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("rehearsing")
+    wanted: list[dict[str, Any]] = [
+        {"gradient_checkpointing": False},
+        {"micro_batch": 8, "accumulate": 1},
+        {"length_grouping": True},
+        {"threads": torch.get_num_threads()},
+        {"precision": "bf16-true"},
+        {"fused_optimizer": True},
+        {"micro_batch": 400, "accumulate": 1},
+    ]
+    done, trial = run_trial(folder, {}, steps=8, rehearse=wanted)
+    assert done.returncode == 0, done.stderr
+    return done, trial, read_rehearsed(trial)
+
+
+def test_a_trial_rehearses_changes_in_its_own_process(rehearsing: Any) -> None:
+    _, trial, found = rehearsing
+    recompute, merged, grouped, threads = found[:4]
+    assert all(each.ratio and each.rounds >= 5 for each in found[:4]), found
+    assert recompute.ratio < 1, "the forward is no longer computed twice"
+    assert (merged.merged, recompute.merged) == (4, 1)
+    assert merged.ratio < 0.7, "a tiny model takes as long for eight samples as for two"
+    assert grouped.ratio < 1.2
+    low, high = threads.ci95
+    assert 0.8 < low < high < 1.25, "as many threads as before"
+    analysis = analyze(open_run(str(trial)))
+    assert analysis.run.ended == "completed"
+    assert analysis.efficiency.steps.total == 8, "rehearsed micro-batches are no steps of the training"
+    rehearsing_s = sum(each.seconds for each in found)
+    assert rehearsing_s > 1
+    assert analysis.account.lines["effprof"] > rehearsing_s
+    assert analysis.account.lines["step.other"] < rehearsing_s
+
+
+def test_what_cannot_be_rehearsed_says_why(rehearsing: Any) -> None:
+    found = rehearsing[2][4:]
+    assert [each.ratio for each in found] == [None] * 3
+    assert [each.reason for each in found] == [
+        "bf16-true converts the weights",
+        "fused_optimizer: what it changes is not forward and backward alone",
+        "32 micro-batches of 2 samples make none of 400",
+    ]
+
+
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     done, trial = run_trial(tmp_path, {"micro_batch": 3})
     assert done.returncode == 0, done.stderr
@@ -184,6 +242,27 @@ def test_grouping_by_length_keeps_every_sample_and_cuts_padding() -> None:
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     assert tokens == sum(int(sample["attention_mask"].sum()) for sample in data)
     assert sum(batch["input_ids"].numel() for batch in batches) < 0.75 * 512 * 16
+
+
+def test_grouping_reads_no_more_of_a_large_dataset_than_a_trial_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+        reads = 0
+
+        def __len__(self) -> int:
+            return 10**9
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            self.reads += 1
+            return samples(16)[index % 16] | {"place": torch.tensor(index)}
+
+    monkeypatch.setattr(loader_changes, "READ_SAMPLES", 512)
+    monkeypatch.setattr(loader_changes, "READ_S", 0.0)
+    data = Large()
+    grouped = with_length_grouping(torch.utils.data.DataLoader(data, batch_size=8))
+    assert data.reads <= 300, "the limit of time ends the reading once there is enough to group"
+    places = torch.cat([batch["place"] for batch in grouped])
+    assert len(places) == len(places.unique()) == 256
+    assert places.max() > 10**8, "they come from all of it"
 
 
 def test_a_loader_keeps_what_was_not_changed() -> None:

@@ -66,7 +66,7 @@ IDLE_HOST = Threshold(
     },
     gain_basis="the wait's share of the step is the bound; N workers hide what they can load in the rest of the step, "
     "60 to 100 % of it on a host beside an accelerator. On a CPU the wait is split by the training thread's processor "
-    "time: what it slept (disk, network) goes to 92 to 100 %, what it worked stays on the processors that compute, and "
+    "time: what it slept (disk, network) goes to 94 to 100 %, what it worked stays on the processors that compute, and "
     "at most their idle share (telemetry) goes away",
     risk="workers copy the dataset's Python objects: host memory grows with their number",
     risk_level="low",
@@ -125,7 +125,7 @@ def _gain_of_workers(run: Analysis, share: float, workers: int, wanted: int, pro
         # one thread loads while the others wait: their part of the wait is free, the loading thread's is not
         idle = share * (processors - 1) / processors
     hidden = min(slept + min(share - slept, max(0.0, idle)), max(0.0, 1 - loading / wanted))
-    return _clipped(hidden, (0.92, 0.97, 1.0) if slept > share / 2 else (0.7, 0.9, 1.0), bound)
+    return _clipped(hidden, (0.94, 0.97, 1.0) if slept > share / 2 else (0.7, 0.9, 1.0), bound)
 
 
 def _slept(run: Analysis, wait: float) -> float:

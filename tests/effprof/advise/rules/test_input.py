@@ -62,7 +62,7 @@ def test_a_loader_that_sleeps_hides_wholly_and_needs_as_many_workers_as_the_wait
     asleep, working = finding("asleep", 0.5), finding("working", 1.0)
     assert asleep.changes["num_workers"] == 2, "0.5 s of loading a step in 0.5 s of computing, with time to spare"
     assert asleep.gain.high == pytest.approx(1.0)
-    assert asleep.gain.low == pytest.approx(1 / (1 - 0.92 * 0.5) - 1)
+    assert asleep.gain.low == pytest.approx(1 / (1 - 0.94 * 0.5) - 1)
     assert working.changes["num_workers"] == 1
     assert working.gain.low < 0.6
 
