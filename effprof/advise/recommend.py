@@ -16,6 +16,8 @@ SCHEMA = "effprof.recommend/1"
 # How much of a likely gain a risk leaves when findings are put in order.
 RISK_WEIGHTS = {"low": 1.0, "medium": 0.7, "high": 0.4}
 REPORT = "please report it"
+IN_NO_LOG = "another tool's log does not say: `effprof run -- python train.py` or EfficiencyCallback record it"
+OPTION = "--model"  # what some rules lack can be given on the command line
 ORDER = "apply the first, then measure again before the next: gains do not add up"
 
 
@@ -48,7 +50,8 @@ def recommend(analysis: Analysis, calibration: Calibration | None = None) -> Rec
         try:
             found = rule.apply(analysis)
         except Missing as error:
-            missing.append(NotEvaluated(rule=rule.id, missing=error.what, record=error.record))
+            is_own = analysis.source is None or OPTION in error.record
+            missing.append(NotEvaluated(rule=rule.id, missing=error.what, record=error.record if is_own else IN_NO_LOG))
             continue
         except Exception as error:  # one rule's defect, or a third party's, must not take the analysis away
             missing.append(NotEvaluated(rule=rule.id, missing=f"its defect mended: {error!r}", record=REPORT))

@@ -73,6 +73,7 @@ def _analysis(log: ForeignLog, steps: ForeignSteps, recomputed: Recomputed) -> A
             ended="completed",
             ended_reason=_ENDING,
             model={"name": recomputed.model} if recomputed.model else {},
+            flops={"source": "closed_form"} if recomputed.conventions.exact.flops_per_token else {},
             config=_config(log),
         ),
         source=_source(log),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import typer
 
@@ -15,7 +17,7 @@ from effprof.analysis.kernel import analyze_traces, is_trace_path
 from effprof.analysis.locate import locate_run
 from effprof.analysis.model import Analysis
 from effprof.analysis.timeline import build_timeline
-from effprof.cli.foreign_logs import given_facts, is_foreign, one_log
+from effprof.cli.foreign_logs import given_facts, is_foreign, need_foreign, one_log
 from effprof.errors import EffprofError
 from effprof.runlog.parallel import worker_pool
 from effprof.runlog.reader import Run, open_run
@@ -72,6 +74,20 @@ def read(given: str, peak_tflops: float | None = None, workers: int | None = Non
         record = open_run(path, executor)
         analysis = with_timeline(record, examine(record, peak_tflops=peak_tflops, executor=executor))
     return Read(path, analysis, advise(analysis))
+
+
+def read_with(given: str, peak_tflops: float | None, **facts: Any) -> Read:
+    """`read`, with the command line's options on what another tool's log lacks.
+
+    Args:
+        facts: as `given_facts` takes them.
+
+    Raises:
+        EffprofError: nothing there can be read, or an option does not fit it.
+    """
+    check_peak(peak_tflops)
+    need_foreign(not os.path.exists(given) or is_foreign(given), **facts)
+    return read(given, peak_tflops, facts=given_facts(peak_tflops=peak_tflops, **facts))
 
 
 def with_timeline(record: Run, examined: Examined) -> Analysis:

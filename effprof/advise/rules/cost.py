@@ -58,7 +58,10 @@ def smaller_chip_fits(run: Analysis) -> Match | None:
     figures = run.efficiency
     rate, dtype = figures.model_flops_per_s_per_device.median, figures.mfu.dtype
     if figures.mfu.value is None or rate is None or dtype is None:
-        raise Missing("the MFU", "EfficiencyCallback with a model whose FLOPs can be counted and a known device")
+        raise Missing(
+            "the MFU",
+            "a model whose FLOPs can be counted and a known device (of another tool's log: --model, --device)",
+        )
     if not MFU.is_crossed(figures.mfu.value):
         return None
     used = peak_memory_share(run) * memory_bytes(run)

@@ -101,3 +101,36 @@ def test_refusals_are_two_lines(
     assert out == ""
     assert says in err
     assert len(err.strip().splitlines()) == 2
+
+
+LOG = "step: {0}/20 | train loss: {1:.4f} | dt: 250.00ms | tok/sec: 4096.00\n"
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    **{"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 4, "vocab_size": 1024},
+}
+
+
+def test_another_tools_log_with_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, config, page = tmp_path / "train.log", tmp_path / "config.json", tmp_path / "page.html"
+    log.write_text("".join(LOG.format(step, 9 - step / 10) for step in range(20)))
+    config.write_text(json.dumps(LLAMA))
+    facts = ["--model", str(config), "--device", "H100 SXM", "--seq", "512", "--devices", "1", "--global-batch", "2"]
+    assert main(["recommend", "--json", str(log)]) == 0
+    without = json.loads(capsys.readouterr().out)
+    missing = {each["missing"]: each["record"] for each in without["not_evaluated"]}
+    assert "--model, --device" in missing.pop("the MFU")
+    assert set(missing.values()) == {
+        "another tool's log does not say: `effprof run -- python train.py` or EfficiencyCallback record it"
+    }
+    assert main(["recommend", "--json", str(log), *facts]) == 0
+    assert "the MFU" not in {each["missing"] for each in json.loads(capsys.readouterr().out)["not_evaluated"]}
+    assert main(["report", str(log), *facts, "-o", str(page)]) == 0
+    assert "by closed form alone" in page.read_text()
+    assert main(["report", str(log), "--seq", "-1", "-o", str(page)]) == 2
+
+
+def test_facts_of_a_log_are_refused_for_a_run(starved: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", str(starved.path), "--seq", "512"]) == 2
+    assert "--seq: for other tools' logs" in capsys.readouterr().err
