@@ -61,9 +61,7 @@ def read(given: str, peak_tflops: float | None = None, workers: int | None = Non
     """
     if is_foreign(given):
         log, complaint = one_log(given)
-        facts = facts or given_facts(peak_tflops=peak_tflops)
-        analysis = examine_foreign(log, facts).analysis
-        return Read(log, analysis, advise(analysis), complaint)
+        return read_log(log, facts or given_facts(peak_tflops=peak_tflops), complaint)
     if is_trace_path(given):
         traced, complaint = analyze_traces(given)
         return Read(given, traced, advise(traced), complaint)
@@ -74,6 +72,16 @@ def read(given: str, peak_tflops: float | None = None, workers: int | None = Non
         record = open_run(path, executor)
         analysis = with_timeline(record, examine(record, peak_tflops=peak_tflops, executor=executor))
     return Read(path, analysis, advise(analysis))
+
+
+def read_log(log: str, facts: Given, complaint: EffprofError | None = None) -> Read:
+    """Analyse one log of another tool, as `logs_in` names it.
+
+    Raises:
+        EffprofError: it cannot be read.
+    """
+    analysis = examine_foreign(log, facts).analysis
+    return Read(log, analysis, advise(analysis), complaint)
 
 
 def read_with(given: str, peak_tflops: float | None, **facts: Any) -> Read:

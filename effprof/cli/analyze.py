@@ -51,7 +51,7 @@ def command(
 
     Efficiency, time account, waterfall, memory, expert load, ranks, warnings and what to change; several runs at once.
     """
-    from effprof.cli.advice import check_peak, read
+    from effprof.cli.advice import check_peak, read, read_log
     from effprof.cli.foreign_logs import given_facts, is_foreign, logs_in, need_foreign
     from effprof.reports import choose
     from effprof.reports.emit import emit
@@ -84,7 +84,8 @@ def command(
             paths.append(given)
     for path in paths:
         try:
-            found = read(path, peak_tflops, workers, facts)
+            is_resolved = path in from_folder
+            found = read_log(path, facts) if is_resolved else read(path, peak_tflops, workers, facts)
         except EffprofError as error:
             # a folder's file that only looked like a log is passed over, as those are that did not
             (unknown if path in from_folder else problems).append(error)

@@ -160,30 +160,40 @@ def one_log(path: str) -> tuple[str, EffprofError | None]:
 def logs_in(path: str) -> tuple[list[str], list[EffprofError]]:
     """The readable logs of a path, a file's own or those in and below a directory; a complaint for each other file.
 
+    A log in several files, such as TensorBoard's after a restart, is the directory that holds them.
+
     Raises:
         EffprofError: none of a directory's files is a log of a known tool.
     """
     from effprof.runlog.importers.hparams import NAME as SETTINGS
-    from effprof.runlog.importers.sniff import recognise
+    from effprof.runlog.importers.sniff import joins_folder, recognise
 
     if not os.path.isdir(path):
         return [path], []
     found: list[str] = []
     complaints: list[EffprofError] = []
     telling: list[EffprofError] = []
+    parts: dict[str, list[str]] = {}  # folder → its files that are one log
     beside: list[EffprofError] = []  # read together with the log that they belong to
     for file in _files_below(path):
         try:
             if os.path.basename(file) == SETTINGS:
                 beside.append(EffprofError(f"{file}: not recognised", "settings alone are no log"))
                 continue
-            if recognise(file) is None:
+            importer = recognise(file)
+            if importer is None:
                 raise EffprofError(f"{file}: not recognised", "it is passed over")
             found.append(file)
+            if joins_folder(importer):
+                parts.setdefault(os.path.dirname(file), []).append(file)
         except EffprofError as error:
             complaints.append(error)
             if "not recognised" not in str(error):
                 telling.append(error)
+    for folder, files in parts.items():
+        if len(files) > 1:
+            found[found.index(files[0])] = folder
+            found = [each for each in found if each not in files]
     complaints += [] if found else beside
     if not found and telling:  # a file that can't be read says more than those that are something else
         raise telling[0]

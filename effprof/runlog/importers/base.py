@@ -101,7 +101,7 @@ class Head:
 
 @runtime_checkable
 class Importer(Protocol):
-    """Reads one format."""
+    """Reads one format. Where `is_folder_one_log` is true, `read` also takes a folder of several of its files."""
 
     name: str
 

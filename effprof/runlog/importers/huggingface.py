@@ -1,4 +1,4 @@
-"""The Trainer of transformers and what builds on it: stdout, `trainer_state.json`, LLaMA-Factory's `trainer_log.jsonl`.
+"""The Trainer of transformers and what builds on it: stdout, its JSON files, LLaMA-Factory's `trainer_log.jsonl`.
 
 The Trainer prints a dictionary per logging without a step number; progress bars and `num_input_tokens_seen` lie around
 it. Its `train_runtime` holds evaluations and checkpoints, and its rates are means over all of the run.
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ _FINAL = re.compile(
     r"\*\*\*\*\* train metrics|^\s*(train_runtime|train_samples_per_second|train_steps_per_second) += (.+)$"
 )
 MAX_STATE_BYTES = 1 << 30
+_RESULTS = (b'"train_runtime"', b'"train_samples_per_second"', b'"train_loss"')
 
 
 class TrainerOutput:
@@ -108,6 +110,27 @@ class TrainerState:
         log = _log(path, records, {name: value for name, value in facts.items() if value is not None})
         log.evaluation_s = evaluation or None
         return log
+
+
+class TrainerResults:
+    """`train_results.json` or `all_results.json` that scripts save after training: the whole run's own figures."""
+
+    name = NAME
+
+    def score(self, head: Head) -> float:
+        """Its keys, where no `trainer_state.json`, which says more, lies beside it."""
+        is_results = head.raw.lstrip()[:1] == b"{" and all(key in head.raw for key in _RESULTS)
+        has_state = Path(head.path).with_name("trainer_state.json").exists()
+        return 80.0 if is_results and not has_state else 0.0
+
+    def read(self, path: str) -> ForeignLog:
+        """No record: one loss and the averages of all the run."""
+        values = _numbers(_json(path))
+        facts: dict[str, Any] = {name: value for name, value in values.items() if name.startswith("train_")}
+        if "train_runtime" not in facts:
+            raise EffprofError(f"{path}: no train_runtime in it", "give the file as the Trainer wrote it")
+        facts["total_flops"] = values.get("total_flos")
+        return _log(path, [], {name: value for name, value in facts.items() if value is not None})
 
 
 class LlamaFactoryLog:
@@ -197,10 +220,17 @@ def _dictionary(line: str) -> dict[str, float]:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    pairs = (
-        (name, value if isinstance(value, (int, float)) else to_number(str(value))) for name, value in values.items()
-    )
-    return {name: float(value) for name, value in pairs if not math.isnan(value)}
+    pairs = ((name, _number(value)) for name, value in values.items())
+    return {name: value for name, value in pairs if not math.isnan(value)}
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)):
+        return to_number(str(value))
+    try:
+        return float(value)
+    except OverflowError:  # JSON and Python write whole numbers of any length
+        return math.nan
 
 
 def _final(line: str) -> tuple[str, float] | None:
@@ -225,4 +255,4 @@ def _json(path: str) -> dict[str, Any]:
     return state
 
 
-FORMATS = [TrainerOutput(), TrainerState(), LlamaFactoryLog()]
+FORMATS = [TrainerOutput(), TrainerState(), TrainerResults(), LlamaFactoryLog()]

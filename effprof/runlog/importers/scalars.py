@@ -39,6 +39,8 @@ KNOWN: Mapping[str, tuple[str, float]] = {
     "throughput/device/tokens_per_sec": ("tokens_per_s_per_device", 1),
     "throughput/tokens_per_sec": ("tokens_per_s", 1),
     "throughput/device/mfu": ("mfu", 1),
+    # transformers' Trainer
+    "train/num_input_tokens_seen": ("consumed_tokens", 1),
     # home-made
     "tokens_per_sec": ("tokens_per_s", 1),
     "tokens_per_second": ("tokens_per_s", 1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 
 from effprof.errors import EffprofError
@@ -52,13 +54,28 @@ def read_foreign(path: str) -> ForeignLog:
     Raises:
         EffprofError: no known tool, or nothing of a training in it.
     """
-    importer = recognise(path)
+    importer = recognise(_first_file(path) if os.path.isdir(path) else path)
     if importer is None:
         raise EffprofError(
             f"{path}: not an effprof log, nor a trace, nor a log of a known tool",
             "the formats are listed in docs/logs.md",
         )
     return importer.read(path)
+
+
+def _first_file(folder: str) -> str:
+    """Of a folder whose files are one log."""
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(EffprofError):  # an empty file among them
+            if os.path.isfile(path) and joins_folder(recognise(path)):
+                return path
+    raise EffprofError(f"{folder}: a folder that is no log of one tool", "give one of its files")
+
+
+def joins_folder(importer: Importer | None) -> bool:
+    """Whether the files that it reads in one folder are parts of one log."""
+    return bool(getattr(importer, "is_folder_one_log", False))
 
 
 def _sample(path: str) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from effprof.errors import EffprofError
@@ -18,20 +20,28 @@ _MOST_SCALARS = 20_000_000  # 24 bytes each
 
 
 class EventFile:
-    """One event file; its scalars are told by their tags, and times are those at which they were logged."""
+    """Event files; scalars are told by their tags, and times are those at which they were logged.
+
+    Those of one folder are one run, as TensorBoard has it: a restart opens another file.
+    """
 
     name = "tensorboard"
+    is_folder_one_log = True
 
     def score(self, head: Head) -> float:
         """The version of the format at the file's beginning."""
         return 95.0 if _VERSION in head.raw[:64] else 0.0
 
     def read(self, path: str) -> ForeignLog:
-        """A record per step of any scalar that is known; nothing after a torn or broken event is read."""
+        """A record per step of any scalar that is known; nothing after a torn or broken event of a file is read.
+
+        Args:
+            path: a file, or a folder of which the event files are read.
+        """
         notes: list[tuple[str, str]] = []
         series: dict[str, array[float]] = {}
         count = 0
-        for event in _events(path, notes):
+        for event in chain.from_iterable(_events(file, notes) for file in _files(path)):
             if not math.isfinite(event.wall_time):
                 continue
             for value in event.summary.value:
@@ -48,8 +58,21 @@ class EventFile:
             self.name, "TensorBoard", path, {tag: zip(*[iter(flat)] * 3, strict=True) for tag, flat in series.items()}
         )
         log.notes += notes
-        log.facts |= facts_beside(path)  # Lightning's logger saves them there
+        log.facts |= facts_beside(_files(path)[0])  # Lightning's logger saves them there
         return log
+
+
+def _files(path: str) -> list[str]:
+    """The event files of a folder, whose names hold the time of their opening; of a file itself."""
+    if not os.path.isdir(path):
+        return [path]
+    files = (os.path.join(path, name) for name in sorted(os.listdir(path)))
+    return [file for file in files if os.path.isfile(file) and _is_event_file(file)]
+
+
+def _is_event_file(path: str) -> bool:
+    with open(path, "rb") as file:
+        return _VERSION in file.read(64)
 
 
 def _events(path: str, notes: list[tuple[str, str]]) -> Iterator[Any]:
@@ -75,7 +98,8 @@ def _events(path: str, notes: list[tuple[str, str]]) -> Iterator[Any]:
         except errors.OutOfRangeError:
             return
         except (errors.DataLossError, DecodeError, MemoryError, OverflowError):
-            notes.append(("torn_event", f"event {number + 1} is torn or broken; what follows it was not read"))
+            name = os.path.basename(path)
+            notes.append(("torn_event", f"event {number + 1} of {name} is torn or broken; what follows was not read"))
             return
         number += 1
         yield event

@@ -8,6 +8,7 @@ whose classes the `wandb` package holds; its history items are JSON.
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog, Head
+from effprof.runlog.importers.hparams import facts_in
 from effprof.runlog.importers.scalars import KNOWN, LOSSES, log_of
 
 _MAGIC, _HEADER, _BLOCK = b":W&B", 7, 32768
@@ -23,7 +25,7 @@ _MOST_RECORD = 64 << 20
 _SUMMARY_KEYS = ('"_runtime"', '"_step"')
 
 
-def records(data: bytes) -> Iterator[bytes]:
+def records(data: bytes | mmap.mmap) -> Iterator[bytes]:
     """The messages of a `.wandb` file; what is torn off at its end is left out."""
     place, parts = _HEADER, b""
     while place + 7 <= len(data):
@@ -62,14 +64,15 @@ class RunFile:
         except ImportError as error:
             raise EffprofError(f"{path}: a .wandb file needs wandb's package: {error}", "pip install wandb") from error
         series: dict[str, list[tuple[float, float, float]]] = {}
-        for data in records(Path(path).read_bytes()):
-            record = Record()
-            try:
-                record.ParseFromString(data)
-            except Exception:  # protobuf's errors differ between its implementations
-                continue
-            if record.WhichOneof("record_type") == "history":
-                _add(series, record.history)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for part in records(data):
+                record = Record()
+                try:
+                    record.ParseFromString(part)
+                except Exception:  # protobuf's errors differ between its implementations
+                    continue
+                if record.WhichOneof("record_type") == "history":
+                    _add(series, record.history)
         if not series:
             raise EffprofError(f"{path}: no history in it", "give the .wandb file of a run that logged something")
         log = log_of(self.name, "Weights & Biases", path, series)
@@ -133,7 +136,8 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _add_facts(log: ForeignLog, folder: Path) -> None:
-    """The GPU that `wandb-metadata.json` names; how many of the host's the job used is not in it."""
+    """The script's settings, and the GPU that `wandb-metadata.json` names; how many the job used is not in it."""
+    log.facts |= facts_in(folder / "config.yaml")
     try:
         metadata = json.loads((folder / "wandb-metadata.json").read_text(encoding="utf-8", errors="replace"))
         name = metadata.get("gpu")

@@ -161,6 +161,17 @@ def test_a_wandb_history_across_blocks_and_torn(tmp_path: Path) -> None:
         read_foreign(str(path))
 
 
+def test_settings_of_a_wandb_run_become_facts(tmp_path: Path) -> None:
+    rows = [{"_step": step, "_timestamp": 100.0 + step, "train/loss": 2.0} for step in range(20)]
+    wandb_file(tmp_path / "run-x.wandb", rows)
+    (tmp_path / "files").mkdir()
+    settings = "_wandb:\n    value:\n        cli_version: 0.19.8\n        t: [1, 5]\nbf16:\n    value: true\n"
+    settings += "max_seq_length:\n    desc: null\n    value: 2048\nper_device_train_batch_size:\n    value: 8\n"
+    (tmp_path / "files" / "config.yaml").write_text(settings.replace("max_seq_length", "block_size"))
+    log = read_foreign(str(tmp_path / "run-x.wandb"))
+    assert log.facts == {"sequence_length": 2048, "micro_batch": 8, "dtype": "bf16"}
+
+
 def test_a_summary_alone_is_one_record(tmp_path: Path) -> None:
     files = tmp_path / "run-1" / "files"
     files.mkdir(parents=True)

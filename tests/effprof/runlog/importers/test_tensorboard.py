@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from effprof.analysis.foreign import Given, examine_foreign
+from effprof.cli.main import main
 from effprof.errors import EffprofError
 from effprof.runlog.importers.base import ForeignLog
 from effprof.runlog.importers.sniff import read_foreign
@@ -80,6 +82,27 @@ def test_of_steps_logged_again_after_a_restart_the_last_count(tmp_path: Path) ->
     assert log.columns["step"].tolist() == list(range(12))
     assert log.columns["loss"].tolist() == [0, 1, 2, 3, 4, 5] + [-1.0] * 6
     assert log.repeated == 4
+
+
+def test_a_restart_s_files_are_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    first = written(tmp_path / "a", losses(range(10)))
+    second = written(tmp_path / "b", [(step, 5000.0 + step, "train/loss", -1.0) for step in range(6, 12)])
+    run.mkdir()
+    first.rename(run / "events.out.tfevents.1000.host.1.0")
+    second.rename(run / "events.out.tfevents.5000.host.1.0")
+    (run / "events.out.tfevents.0.host.1.0").write_bytes(b"")  # of a start that died
+    log = read_foreign(str(run))
+    assert log.columns["step"].tolist() == list(range(12))
+    assert log.columns["loss"].tolist() == [0, 1, 2, 3, 4, 5] + [-1.0] * 6
+    assert log.repeated == 4
+    for folder in (run, tmp_path):
+        assert main(["analyze", str(folder), "--json"]) == 0
+        documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [each["source"]["steps"] for each in documents] == [12]
+    assert main(["analyze", str(run / "events.out.tfevents.1000.host.1.0"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["source"]["steps"] == 10, "one file is that file"
+    assert main(["compare", str(run), str(run / "events.out.tfevents.5000.host.1.0")]) == 0
 
 
 def test_a_nan_loss_keeps_its_step(tmp_path: Path) -> None:
