@@ -1,9 +1,9 @@
 """Badly configured trainings, each with one fault: which findings appear, what they promise, what came, and `tune`.
 
-    python benchmarks/tune_cpu.py                          # seven trainings and ten controls, about 50 minutes
+    python benchmarks/tune_cpu.py                          # seven trainings and ten controls, about an hour
     python benchmarks/tune_cpu.py --only padding float32   # some; the others' figures are kept
     python benchmarks/tune_cpu.py --only controls
-    python benchmarks/tune_cpu.py --budget 10m             # per training
+    python benchmarks/tune_cpu.py --budget 5m              # per training; fewer trials decide less
 
 The trainings are those of examples/badly_configured.py. A gain counts as inside where what was obtained lies within the
 predicted low … high. A control is the same kind of training without the fault; a finding on one that promises more than
@@ -107,7 +107,9 @@ def summarise(tuned: dict[str, Any], controls: list[dict[str, Any]]) -> dict[str
     steps = [step for each in tuned.values() for step in each["steps"]]
     gains = [step for step in steps if is_decided(step)]
     confirmed = [step for step in gains if step["verdict"] == "confirmed"]
-    widths = [step["predicted"]["high"] - step["predicted"]["low"] for step in gains]
+    widths, by_rule = (
+        [step[name]["high"] - step[name]["low"] for step in gains] for name in ("predicted", "predicted_from_record")
+    )
     false = sum(finding["verdict"] != "confirmed" for each in controls for finding in each["findings"])
     return {
         "tried": len(steps),
@@ -115,6 +117,11 @@ def summarise(tuned: dict[str, Any], controls: list[dict[str, Any]]) -> dict[str
         "confirmed": len(confirmed),
         "inside": sum(bool(step["is_as_predicted"]) for step in gains),
         "median_predicted_width": float(np.median(widths)) if widths else None,
+        "median_predicted_width_from_record": float(np.median(by_rule)) if by_rule else None,
+        "inside_from_record": sum(
+            step["predicted_from_record"]["low"] <= step["obtained"]["value"] <= step["predicted_from_record"]["high"]
+            for step in gains
+        ),
         "controls": len(controls),
         "controls_with_a_false_finding": sum(
             any(finding["verdict"] != "confirmed" for finding in each["findings"]) for each in controls
@@ -154,7 +161,7 @@ def main() -> None:
     """Runs what is asked for, keeps the other figures, and writes after each, so that it can be stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=(*CASES, "controls"), default=(*CASES, "controls"))
-    parser.add_argument("--budget", default="5m", help="of each tuning")
+    parser.add_argument("--budget", default="10m", help="of each tuning")
     parser.add_argument("--control-budget", default="2m", help="of each verification on a control")
     parser.add_argument("--out", type=Path, default=result_path("tune_cpu"))
     given = parser.parse_args()
