@@ -39,6 +39,7 @@ def tuned() -> Tuned:
         TuneStep(
             finding="in-workers",
             predicted=GAIN,
+            predicted_from_record=GAIN,
             obtained=Obtained(value=0.25, ci95=(0.2, 0.3)),
             kept=True,
             verdict="confirmed",
@@ -46,6 +47,7 @@ def tuned() -> Tuned:
         TuneStep(
             finding="prec-bf16",
             predicted=GAIN,
+            predicted_from_record=GAIN,
             obtained=None,
             kept=False,
             verdict="failed",
