@@ -227,7 +227,7 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
             profiler.end_step(self._steps)
             self._passes += 1
             if self._trial is not None:
-                self._trial.end_step(trainer, pl_module, clock)
+                self._trial.end_step(trainer, pl_module, clock, self._steps)
             if self._log_every and self._passes % self._log_every == 0:
                 self._log(trainer, pl_module, clock, profiler)
         except Exception as error:

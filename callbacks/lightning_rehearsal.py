@@ -23,9 +23,11 @@ from effprof.callbacks.loader_changes import Refused, length_of, trim_padding
 
 KEPT = 48  # micro-batches at hand, the last ones: enough for windows of similar length
 KEPT_BYTES = 512 << 20
-PASS_S = 0.25  # a pass over some micro-batches takes about this long, so that the clock and the scheduler weigh little
-ROUNDS, MIN_ROUNDS = 30, 5
-LIMIT_S = 5.0  # per change and process, warm-up included
+PASS_S = (
+    0.1  # a pass over some micro-batches takes about this long or one of them, so that both see the same neighbours
+)
+ROUNDS, MIN_ROUNDS = 60, 5
+LIMIT_S = 8.0  # per change and process, warm-up included
 
 Batches = list[Any]
 
@@ -179,8 +181,9 @@ def _both_sides(batches: Batches, changes: Mapping[str, Any]) -> tuple[Batches, 
         return _merged(batches, int(changes["micro_batch"]))
     if changes.get("length_grouping"):
         return _grouped(batches)
-    few = batches[-2:]
-    return few, [trim_padding(batch) for batch in few] if changes.get("trim_padding") else few
+    if changes.get("trim_padding"):
+        return batches[-2:], [trim_padding(batch) for batch in batches[-2:]]
+    return batches[-1:], batches[-1:]
 
 
 def _merged(batches: Batches, size: int) -> tuple[Batches, Batches]:

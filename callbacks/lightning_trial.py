@@ -1,9 +1,9 @@
 """A trial: a short stretch of the user's own training with some settings changed, as `effprof verify` asks for.
 
-The request is JSON in the environment variable `EFFPROF_TRIAL`: `changes` (see `effprof.advise.changes`), `run_dir`,
-`seconds`, `steps`, `rehearse`. A trial writes nothing where the training would: no checkpoints, no evaluation, loggers
-of files write into the trial's own directory and others are left out. It ends the process when it is done, so that what
-the script does after `fit` is not done with a model that was trained for seconds.
+The request is JSON in the environment variable `EFFPROF_TRIAL` (`TrialRequest`). A trial writes nothing where the
+training would: no checkpoints, no evaluation, loggers of files write into the trial's own directory and others are left
+out. It ends the process when it is done, so that what the script does after `fit` is not done with a model that was
+trained for seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from effprof.advise.changes import check_changes
 from effprof.advise.rehearsal import write_rehearsed
 from effprof.callbacks.lightning_changes import apply_early, apply_to_optimizers, watch_loader
 from effprof.callbacks.lightning_rehearsal import Rehearsal
+from effprof.callbacks.lightning_turns import Turns
 from effprof.errors import EffprofError
 from effprof.measure.clock import EFFPROF, OTHER, PhaseClock
 
@@ -30,12 +31,13 @@ NOT_IN_TRIALS = ("Checkpoint", "EarlyStopping", "WeightAveraging", "StochasticWe
 class TrialRequest(msgspec.Struct, kw_only=True):
     """What the parent process asks for."""
 
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {}  # see `effprof.advise.changes`
     run_dir: str
     seconds: float = 20.0
     steps: int | None = None
     is_measuring: bool = False  # also record what recommendations rest on
     rehearse: list[dict[str, Any]] = []  # sets of changes to time in this process once the steps are done
+    takes_turns: bool = False  # with the other side's trial, see `effprof.advise.turns`
 
 
 class LightningTrial:
@@ -47,6 +49,7 @@ class LightningTrial:
         self._first_step_end: float | None = None
         self._steps = 0
         self._rehearsal = Rehearsal(request.rehearse) if request.rehearse else None
+        self._turns = Turns(request.run_dir) if request.takes_turns else None
 
     @property
     def applied(self) -> dict[str, Any]:
@@ -95,8 +98,8 @@ class LightningTrial:
         if self._rehearsal is not None:
             self._rehearsal.end_batch(batch)
 
-    def end_step(self, trainer: Any, module: Any, clock: PhaseClock) -> None:
-        """After an optimizer step: rehearses and stops the training when the trial is long enough."""
+    def end_step(self, trainer: Any, module: Any, clock: PhaseClock, step: int) -> None:
+        """After optimizer step number `step`: waits for a turn, rehearses, stops the training when it was enough."""
         self._steps += 1
         now = monotonic()
         if self._first_step_end is None:
@@ -111,10 +114,15 @@ class LightningTrial:
                 clock.switch(OTHER)
             trainer.should_stop = True
             trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = 0, 0
+        elif self._turns is not None:
+            clock.switch(EFFPROF)  # the wait is no part of a step
+            self._first_step_end += self._turns.end_step(trainer, step)
+            clock.switch(OTHER)
 
     def facts(self) -> dict[str, Any]:
-        """What the record says of the trial."""
-        return {"applied": self.applied, "refused": dict(self.refused)}
+        """What the record says of the trial; `turns` fills while it runs."""
+        turns = {} if self._turns is None else {"turns": self._turns.ends}
+        return {"applied": self.applied, "refused": dict(self.refused), **turns}
 
 
 def requested_trial() -> LightningTrial | None:

@@ -50,6 +50,8 @@ class SegmentResult:
         refused: change → why it could not be made.
         wall_s: seconds from the start of the segment's process to its end.
         run: the run directory; empty for a segment that wrote none.
+        turns: which turn each step was made in, shape (steps,), for a segment that took turns with the other side's
+            (see `effprof.advise.turns`); empty for one that ran alone.
     """
 
     counts: Array
@@ -62,6 +64,7 @@ class SegmentResult:
     refused: dict[str, str] = field(default_factory=dict)
     wall_s: float = 0.0
     run: str = ""
+    turns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def rate(self) -> float:
@@ -93,12 +96,15 @@ def speed_gain(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) 
         after: segments with it; number i of both ran next to each other, so that what slows the machine for a while
             slows both.
     """
-    ratios = [math.log(changed.rate / own.rate) for own, changed in zip(before, after, strict=False)]
+    ratios = [_log_ratio(own, changed) for own, changed in zip(before, after, strict=False)]
     return math.expm1(float(np.mean(ratios))) if ratios else math.nan
 
 
 def gain_interval(before: Sequence[SegmentResult], after: Sequence[SegmentResult]) -> Interval | None:
-    """95 % interval of `speed_gain` from a bootstrap in two stages: whole blocks, then runs of steps in each segment.
+    """95 % interval of `speed_gain` from a bootstrap in two stages: whole blocks, then what lies inside each.
+
+    That is runs of steps in each of two segments that ran one after the other; turns, both sides' together, of two that
+    took turns, so that what slowed the machine for a while and fell on both takes nothing from the comparison.
 
     With few clusters a bootstrap's spread is too small by sqrt((n − 1) / n) and its tails are those of a t
     distribution (Cameron, Gelbach, Miller 2008); the deviations are stretched by both.
@@ -141,18 +147,45 @@ def compare_losses(before: Sequence[SegmentResult], after: Sequence[SegmentResul
 
 def _mean_log_ratios(blocks: Sequence[tuple[SegmentResult, SegmentResult]]) -> Array:
     """Resampled means over blocks of log(after ÷ before), shape (replicates,)."""
-    ratios = np.stack(
-        [
-            np.log(ratio_replicates(changed.counts, changed.seconds, 2 * place + 1))
-            - np.log(ratio_replicates(own.counts, own.seconds, 2 * place))
-            for place, (own, changed) in enumerate(blocks)
-        ]
-    )
+    ratios = np.stack([_replicates(own, changed, place) for place, (own, changed) in enumerate(blocks)])
     draw = np.random.default_rng(SEED)
     shape = (REPLICATES, len(blocks))
     picked = ratios[draw.integers(0, len(blocks), shape), draw.integers(0, REPLICATES, shape)]
     means: Array = picked.mean(axis=1)
     return means
+
+
+def _log_ratio(own: SegmentResult, changed: SegmentResult) -> float:
+    """log(after's rate ÷ before's); over the turns that both have, where they took turns."""
+    turns = _common_turns(own, changed)
+    if turns is None:
+        return math.log(changed.rate / own.rate)
+    (own_counts, own_s), (counts, seconds) = turns
+    return math.log(counts.sum() / seconds.sum()) - math.log(own_counts.sum() / own_s.sum())
+
+
+def _replicates(own: SegmentResult, changed: SegmentResult, place: int) -> Array:
+    """Resampled values of `_log_ratio` of block number `place`, shape (replicates,)."""
+    turns = _common_turns(own, changed)
+    (own_counts, own_s), (counts, seconds) = turns or ((own.counts, own.seconds), (changed.counts, changed.seconds))
+    # the same salt draws the same turns on both sides
+    salts = (2 * place, 2 * place if turns else 2 * place + 1)
+    own_rates, rates = ratio_replicates(own_counts, own_s, salts[0]), ratio_replicates(counts, seconds, salts[1])
+    return np.log(rates) - np.log(own_rates)
+
+
+def _common_turns(own: SegmentResult, changed: SegmentResult) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
+    """(counts, seconds) of both sides, per turn that both made a step in; None where they made too few or none."""
+    common = np.intersect1d(own.turns, changed.turns)
+    if len(common) < MIN_STEPS:
+        return None
+    return _per_turn(own, common), _per_turn(changed, common)
+
+
+def _per_turn(segment: SegmentResult, common: NDArray[np.int64]) -> tuple[Array, Array]:
+    counts = np.bincount(segment.turns, weights=segment.counts).astype(np.float64)
+    seconds = np.bincount(segment.turns, weights=segment.seconds).astype(np.float64)
+    return counts[common], seconds[common]
 
 
 def _standard_error(values: Array) -> float:

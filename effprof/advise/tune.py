@@ -14,13 +14,12 @@ from effprof.advise.calibration import load_calibration
 from effprof.advise.recommend import RISK_WEIGHTS, recommend
 from effprof.advise.rehearsal import read_rehearsed, with_rehearsal
 from effprof.advise.segments import NOISE
-from effprof.advise.trial import run_trial
+from effprof.advise.trial import fresh_directory, run_trial
 from effprof.advise.verification import (
     FAILED,
     Obtained,
     Progress,
     Verification,
-    fresh_directory,
     merge_changes,
     verify_command,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -14,7 +14,7 @@ import numpy as np
 
 from effprof.advise.changes import CHANGES, check_changes
 from effprof.advise.segments import NOISE, LossComparison, SegmentResult, compare_losses, gain_interval, speed_gain
-from effprof.advise.trial import run_trial
+from effprof.advise.turns import CommandBlocks
 from effprof.analysis.model import Finding, Gain, Interval, _says
 from effprof.metrics.intervals import SEED
 
@@ -28,6 +28,7 @@ MIN_SEGMENT_S, MAX_SEGMENT_S = 2.0, 20.0
 SEGMENTS_PER_BUDGET = 24  # stepping takes about half of a segment, starting the process the rest
 
 Segment = Callable[[], SegmentResult]
+Blocks = Callable[[Sequence[str]], Iterator[tuple[str, SegmentResult]]]  # the sides in the order to run → segments
 Progress = Callable[[str], None]
 
 
@@ -56,7 +57,8 @@ class SegmentFigures(msgspec.Struct, kw_only=True):
     rate: Annotated[float | None, _says("tokens or samples per second behind the warm-up")]
     steps: int
     seconds: Annotated[float, _says("of these steps")]
-    wall_s: Annotated[float, _says("of the whole process")]
+    wall_s: Annotated[float, _says("of the whole process; half of what both took where they took turns")]
+    turns: Annotated[int, _says("that it took with the other side's; 0 where it ran alone")] = 0
     outcome: Annotated[str, _says("`ok`, `out_of_memory`, `failed`, `timeout`")]
     reason: str = ""
     run: str = ""
@@ -123,22 +125,13 @@ def verify(
     Returns:
         The verification; where it was interrupted (Ctrl-C), from the segments that were complete.
     """
-    began = monotonic()
-    test = _Test(checks_loss)
-    order = np.random.default_rng(SEED)
-    try:
-        while test.failure is None and not test.is_decided():
-            if test.blocks and monotonic() - began + test.block_s > budget_s:
-                break
-            sides = ("before", "after") if order.random() < 0.5 else ("after", "before")
-            for side in sides:
-                test.add(side, before() if side == "before" else after())
-                progress(test.progress())
-                if test.failure is not None:
-                    break
-    except KeyboardInterrupt:
-        return test.result(monotonic() - began, is_interrupted=True)
-    return test.result(monotonic() - began)
+    functions = {"before": before, "after": after}
+
+    def blocks(sides: Sequence[str]) -> Iterator[tuple[str, SegmentResult]]:
+        for side in sides:
+            yield side, functions[side]()
+
+    return _verify(blocks, budget_s, checks_loss, progress)
 
 
 def verify_command(
@@ -166,23 +159,10 @@ def verify_command(
     base = dict(base or {})
     check_changes(changes)
     seconds = min(MAX_SEGMENT_S, max(MIN_SEGMENT_S, budget_s / SEGMENTS_PER_BUDGET))
-    ends = monotonic() + budget_s
-
-    def segment(side: str, settings: Mapping[str, Any]) -> Segment:
-        def run() -> SegmentResult:
-            place = fresh_directory(folder, side)
-            left = max(60.0, ends - monotonic())  # the start of a process alone takes a while on a busy machine
-            return run_trial(command, settings, place, seconds=seconds, timeout_s=left)
-
-        return run
-
-    verification = verify(
-        segment("before", base),
-        segment("after", merge_changes(base, changes)),
-        budget_s=budget_s,
-        checks_loss=any(CHANGES[name].can_change_loss for name in changes),
-        progress=progress,
-    )
+    settings = {"before": base, "after": merge_changes(base, changes)}
+    blocks = CommandBlocks(command, settings, folder, seconds=seconds, ends=monotonic() + budget_s)
+    checks_loss = any(CHANGES[name].can_change_loss for name in changes)
+    verification = _verify(blocks, budget_s, checks_loss, progress)
     verification.changes, verification.trials = dict(changes), str(folder)
     if set(changes) & set(verification.refused) == set(changes):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in verification.refused.items())
@@ -193,6 +173,24 @@ def verify_command(
             inside = finding.gain.low <= verification.obtained.value <= finding.gain.high
             verification.is_as_predicted = inside
     return verification
+
+
+def _verify(blocks: Blocks, budget_s: float, checks_loss: bool, progress: Progress) -> Verification:
+    began = monotonic()
+    test = _Test(checks_loss)
+    order = np.random.default_rng(SEED)
+    try:
+        while test.failure is None and not test.is_decided():
+            if test.blocks and monotonic() - began + test.block_s > budget_s:
+                break
+            for side, segment in blocks(("before", "after") if order.random() < 0.5 else ("after", "before")):
+                test.add(side, segment)
+                progress(test.progress())
+                if test.failure is not None:
+                    break
+    except KeyboardInterrupt:
+        return test.result(monotonic() - began, is_interrupted=True)
+    return test.result(monotonic() - began)
 
 
 def merge_changes(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,20 +205,6 @@ def merge_changes(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
         else:
             merged[name] = value
     return merged
-
-
-def fresh_directory(folder: Path, stem: str) -> Path:
-    """A new directory `stem-N` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 0
-    while True:
-        place = folder / f"{stem}-{number}"
-        try:
-            place.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        return place
 
 
 @dataclass
@@ -328,6 +312,7 @@ def _figures(side: str, segment: SegmentResult) -> SegmentFigures:
     return SegmentFigures(
         side=side,
         rate=segment.rate if segment.outcome == "ok" else None,
+        turns=len(np.unique(segment.turns)),
         steps=len(segment.counts),
         seconds=float(np.sum(segment.seconds)),
         wall_s=segment.wall_s,
