@@ -23,9 +23,7 @@ from effprof.callbacks.loader_changes import Refused, length_of, trim_padding
 
 KEPT = 48  # micro-batches at hand, the last ones: enough for windows of similar length
 KEPT_BYTES = 512 << 20
-PASS_S = (
-    0.1  # a pass over some micro-batches takes about this long or one of them, so that both see the same neighbours
-)
+PASS_S = 0.1  # of a pass, or one micro-batch: both sides meet the same neighbours on the processor
 ROUNDS, MIN_ROUNDS = 60, 5
 LIMIT_S = 8.0  # per change and process, warm-up included
 

@@ -62,7 +62,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def stretches(run: str) -> tuple[np.ndarray, np.ndarray]:
-    """When each step of a run began and ended, in seconds of the clock that both sides share; the first one left out."""
+    """When each step of a run but the first began and ended, in seconds of the clock that both sides share."""
     examined = examine(open_run(run))
     ends = open_run(run).attempts[-1].ranks[0]
     wall = ends.columns["end_ns"] / 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -162,3 +163,32 @@ def test_later_changes_win_and_lists_and_environments_join() -> None:
         "disable_callbacks": ["A", "B"],
         "environment": {"X": "1", "Y": "2"},
     }
+
+
+def in_turns(rate: float, slow: np.ndarray, seed: int) -> SegmentResult:
+    """Eight steps of a turn each; the machine slows all steps of a turn by one factor, and steps differ by 2 %."""
+    turns = np.repeat(np.arange(len(slow)), 8)
+    noise = 1 + 0.02 * np.random.default_rng(seed).standard_normal(len(turns))
+    return SegmentResult(np.full(len(turns), 100.0), 100 / rate * slow[turns] * noise, turns=turns)
+
+
+def test_what_slows_both_sides_turns_leaves_a_narrow_interval() -> None:
+    draw = np.random.default_rng(7)
+    slows = [1 + 0.8 * draw.random(12) for _ in range(4)]
+    before = [in_turns(1000, slow, 10 + place) for place, slow in enumerate(slows)]
+    after = [in_turns(1200, slow, 20 + place) for place, slow in enumerate(slows)]
+    gain, interval = speed_gain(before, after), gain_interval(before, after)
+    assert gain == pytest.approx(0.2, abs=0.01)
+    assert interval is not None
+    assert interval[0] < 0.2 < interval[1]
+    alone = [[replace(each, turns=np.zeros(0, np.int64)) for each in side] for side in (before, after)]
+    wide = gain_interval(*alone)
+    assert wide is not None
+    assert interval[1] - interval[0] < 0.5 * (wide[1] - wide[0])
+
+
+def test_only_turns_that_both_sides_made_are_compared() -> None:
+    slow = np.concatenate([np.full(8, 1.0), np.full(8, 3.0)])
+    before, whole = in_turns(1000, slow, 1), in_turns(1200, slow, 2)
+    short = replace(whole, counts=whole.counts[:64], seconds=whole.seconds[:64], turns=whole.turns[:64])
+    assert speed_gain([before], [short]) == pytest.approx(0.2, abs=0.01)
