@@ -20,9 +20,12 @@ from effprof.advise.segments import t_quantile
 from effprof.analysis.model import Analysis, Evidence, Finding, Gain, Interval, _says
 
 FILE = "rehearsed.json"
-# What the ratio differs by between processes (memory layout, neighbours): standard deviation of its logarithm. Twelve
-# pairs of processes on a shared CPU gave 0.01 to 0.04; it weighs as much as the spread of this many processes.
+# What the ratio differs by between processes (memory layout, neighbours): standard deviation of its logarithm. Pairs of
+# processes on a shared CPU gave 0.01 to 0.06; it weighs as much as the spread of this many processes.
 BETWEEN_PROCESSES, PROCESSES = 0.03, 4
+# The interval is of what an A/B test will show, whose own processes differ as much; so many blocks does a test have.
+BLOCKS = 6
+NORMAL_95 = 1.644854  # the interval holds nine of ten tests
 METRIC = "rehearsal: model time per sample, with the change ÷ without"
 
 Part = tuple[float, tuple[float, float, float]]  # share of the step; what is left of it: at best, likely, at worst
@@ -72,7 +75,7 @@ def read_rehearsed(folder: Path) -> list[Rehearsed]:
         return []
 
 
-def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analysis: Analysis) -> Finding:
+def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analyses: Sequence[Analysis]) -> Finding:
     """The finding with its gain as rehearsed; as it was where its changes were not rehearsed.
 
     Each part of the step is left with a fraction of its time: forward and backward with the ratio, what the change
@@ -81,13 +84,13 @@ def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analysis: A
 
     Args:
         rehearsed: of any number of processes.
-        analysis: of a trial without the changes, whose step is divided.
+        analyses: of trials without the changes; their mean step is divided.
     """
     found = [each for each in rehearsed if each.changes == finding.changes and each.ratio is not None]
     if not found:
         return finding
     try:
-        left = _left(_parts(analysis, finding, found[0].merged, _ratios(found)))
+        left = _left(_parts(analyses, finding, found[0].merged, _ratios(found)))
     except Missing:
         return finding
     high, likely, low = (1 / max(each, 0.01) - 1 for each in left)
@@ -97,23 +100,26 @@ def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analysis: A
 
 
 def _ratios(found: Sequence[Rehearsed]) -> tuple[float, float, float]:
-    """The low end, the geometric mean and the high end of a 95 % interval for another process's ratio to lie around."""
+    """The low end, the geometric mean and the high end of a 90 % interval for the ratio that an A/B test will show."""
     logs = np.array([math.log(each.ratio) for each in found if each.ratio is not None])
     middle, freedom = float(logs.mean()), PROCESSES + len(logs) - 1
     variance = (PROCESSES * BETWEEN_PROCESSES**2 + float(np.sum((logs - middle) ** 2))) / freedom
-    rounds = [math.log(each.ci95[1] / each.ci95[0]) / 2 for each in found if each.ci95 is not None]
-    between = t_quantile(freedom) * math.sqrt(variance / len(logs))
-    half = math.hypot(between, float(np.mean(rounds)) / math.sqrt(len(logs)))
+    # few processes may agree by chance: their ratios are known no better than each one's rounds tell
+    rounds = [math.log(each.ci95[1] / each.ci95[0]) / 2 / t_quantile(each.rounds - 1) for each in found if each.ci95]
+    variance = max(variance, float(np.mean(np.square(rounds))) if rounds else 0.0)
+    half = t_quantile(freedom, NORMAL_95) * math.sqrt(variance * (1 / len(logs) + 1 / BLOCKS))
     return math.exp(middle - half), math.exp(middle), math.exp(middle + half)
 
 
-def _parts(analysis: Analysis, finding: Finding, merged: int, ratios: tuple[float, float, float]) -> list[Part]:
+def _parts(
+    analyses: Sequence[Analysis], finding: Finding, merged: int, ratios: tuple[float, float, float]
+) -> list[Part]:
     """What the change leaves of each part of the step that it reaches."""
-    model = sum(step_share(analysis, line) for line in ("step.forward", "step.backward"))
+    model = sum(_share(analyses, line) for line in ("step.forward", "step.backward"))
     if model <= 0:
         raise Missing("forward and backward", "a Trainer tells them apart; so does StepProfiler.phase")
-    parts: list[Part] = [(model + _optional_share(analysis, "step.host_gap"), ratios)]
-    other, waits = _optional_share(analysis, "step.other"), _optional_share(analysis, "step.input_wait")
+    parts: list[Part] = [(model + _share(analyses, "step.host_gap"), ratios)]
+    other, waits = _share(analyses, "step.other"), _share(analyses, "step.input_wait")
     best, likely, _ = ratios
     if "num_workers" in finding.changes:
         # the rule's own part: what goes of the wait, as a share of the step; the model's ratio comes on top
@@ -122,7 +128,7 @@ def _parts(analysis: Analysis, finding: Finding, merged: int, ratios: tuple[floa
     elif "micro_batch" in finding.changes:
         # what callbacks and copies do once per micro-batch goes with their number; collating partly with the samples
         once, half = 1 / merged, (1 + 1 / merged) / 2
-        parts.append((other + _optional_share(analysis, "step.host_to_device"), (once, once, half)))
+        parts.append((other + _share(analyses, "step.host_to_device"), (once, once, half)))
         parts.append((waits, (once, half, 1.0)))
     elif {"detect_anomaly", "deterministic", "threads"} & set(finding.changes):
         parts.append((other, (best, likely, 1.0)))  # operators of callbacks feel them too
@@ -137,5 +143,7 @@ def _left(parts: Sequence[Part]) -> tuple[float, float, float]:
     return likely - better, likely, likely + worse
 
 
-def _optional_share(analysis: Analysis, line: str) -> float:
-    return step_share(analysis, line) if line in analysis.account.lines else 0.0
+def _share(analyses: Sequence[Analysis], line: str) -> float:
+    """Mean share of the step; trials without such a line spent nothing on it."""
+    shares = [step_share(each, line) if line in each.account.lines else 0.0 for each in analyses]
+    return float(np.mean(shares))

@@ -193,9 +193,14 @@ def _standard_error(values: Array) -> float:
     return 0.0 if interval is None else (interval[1] - interval[0]) / (2 * NORMAL_975)
 
 
-def t_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t."""
-    if freedom <= len(SMALL_T_975):
+def t_quantile(freedom: int, z: float = NORMAL_975) -> float:
+    """Quantile of Student's t, the 97.5 % one unless told.
+
+    Args:
+        freedom: degrees of freedom; 4 at least for any other quantile.
+        z: the same quantile of the normal distribution.
+    """
+    if freedom <= len(SMALL_T_975) and z == NORMAL_975:
         return SMALL_T_975[freedom - 1]
-    z = NORMAL_975  # expansion in 1 / degrees of freedom (Abramowitz, Stegun 26.7.5)
+    # expansion in 1 / degrees of freedom (Abramowitz, Stegun 26.7.5)
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)

@@ -34,7 +34,7 @@ SCHEMA = "effprof.tune/1"
 MEASURED_SHARE, MIN_MEASURED_S, MAX_MEASURED_S = 1 / 20, 3.0, 30.0  # of the budget, stepping in a measuring trial
 VERIFIED_SHARE = 0.25  # of the budget at most for one change, so that one that can't be decided leaves time for others
 # Changes are rehearsed in processes of their own, as these differ, within this share of the budget.
-MAX_REHEARSED, REHEARSALS, REHEARSED_SHARE = 8, 3, 0.25
+MAX_REHEARSED, REHEARSALS, REHEARSED_SHARE = 8, 8, 0.25
 MIN_VERIFICATION_S = 60.0  # three short processes of each side that take ten seconds to start; fewer decide little
 
 
@@ -176,7 +176,7 @@ class _Tuning:
         wanted = [each.changes for each in findings if self.is_candidate(each)][:MAX_REHEARSED]
         if not wanted:
             return findings
-        began, found, analysis = monotonic(), [], None
+        began, found, analyses = monotonic(), [], []
         for count in range(1, REHEARSALS + 1):
             place = fresh_directory(self.folder, "rehearsed")
             left = max(60.0, self.left_s)
@@ -189,12 +189,10 @@ class _Tuning:
             if not any(each.ratio for each in rehearsed):
                 break
             found += rehearsed
-            analysis = _analysis(place)
+            analyses.append(_analysis(place))
             if (monotonic() - began) * (count + 1) / count > REHEARSED_SHARE * self.budget_s:
                 break
-        if analysis is None:
-            return findings
-        return _ordered([with_rehearsal(each, found, analysis) for each in findings])
+        return _ordered([with_rehearsal(each, found, analyses) for each in findings]) if found else findings
 
     def recommended(self, analysis: Analysis) -> list[Finding]:
         found = recommend(analysis, load_calibration()).findings

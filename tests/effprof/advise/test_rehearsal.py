@@ -54,7 +54,7 @@ def test_rounds_give_the_median_with_an_interval() -> None:
 
 def test_forward_and_backward_shrink_and_the_rest_stays(analysis: Analysis) -> None:
     changes = {"precision": "bf16-mixed"}
-    changed = with_rehearsal(finding(changes), [rehearsed(changes, 0.5)], analysis)
+    changed = with_rehearsal(finding(changes), [rehearsed(changes, 0.5)], [analysis])
     assert changed.gain.likely == pytest.approx(1 / 0.7 - 1)
     assert_bounded(changed)
     assert changed.gain.high > finding(changes).gain.bound, "what was timed here beats a bound from machines in general"
@@ -67,15 +67,33 @@ def test_processes_that_agree_narrow_the_interval_and_others_widen_it(analysis: 
     changes = {"gradient_checkpointing": False}
 
     def width(*ratios: float) -> float:
-        gain = with_rehearsal(finding(changes), [rehearsed(changes, each) for each in ratios], analysis).gain
+        gain = with_rehearsal(finding(changes), [rehearsed(changes, each) for each in ratios], [analysis]).gain
         return gain.high - gain.low
 
     assert width(0.8, 0.8, 0.8) < width(0.8, 0.8) < width(0.8) < width(0.6, 1.0)
 
 
+def test_the_interval_is_of_what_a_test_of_six_blocks_shows(analysis: Analysis) -> None:
+    changes = {"precision": "bf16-mixed"}
+    ratios = [0.5 * math.exp(each) for each in (-0.05, 0.05, -0.05, 0.05)]
+    gain = with_rehearsal(finding(changes), [rehearsed(changes, each) for each in ratios], [analysis]).gain
+    # four processes' spread, with the prior's 3 % at the weight of four; 1.895 is Student's 95 % quantile at 7
+    spread = math.sqrt((4 * 0.03**2 + 4 * 0.05**2) / 7)
+    half = 1.895 * spread * math.sqrt(1 / 4 + 1 / 6)
+    best, worst = 0.6 * 0.5 * math.exp(-half) + 0.4, 0.6 * 0.5 * math.exp(half) + 0.4
+    assert (gain.low, gain.high) == pytest.approx((1 / worst - 1, 1 / best - 1), rel=0.01)
+
+
+def test_a_step_is_divided_as_all_trials_together_show(analysis: Analysis, hand_made: Any, tmp_path: Path) -> None:
+    changes = {"precision": "bf16-mixed"}
+    waiting = analysed(hand_made(tmp_path / "waiting").record().rank([{**STEP, "input_wait": 1.1}] * 60))
+    gain = with_rehearsal(finding(changes), [rehearsed(changes, 0.5)], [analysis, waiting]).gain
+    assert gain.likely == pytest.approx(1 / (1 - (0.6 + 0.3) / 2 * 0.5) - 1)
+
+
 def test_larger_micro_batches_take_per_micro_batch_costs_with_them(analysis: Analysis) -> None:
     changes = {"micro_batch": 8, "accumulate": 1}
-    changed = with_rehearsal(finding(changes), [rehearsed(changes, 0.5, merged=4)], analysis)
+    changed = with_rehearsal(finding(changes), [rehearsed(changes, 0.5, merged=4)], [analysis])
     left = 1 - 0.6 * 0.5 - 0.2 * 0.75 - 0.1 * 0.375  # model, the rest of the step, collating
     assert changed.gain.likely == pytest.approx(1 / left - 1)
     assert_bounded(changed)
@@ -83,32 +101,32 @@ def test_larger_micro_batches_take_per_micro_batch_costs_with_them(analysis: Ana
 
 def test_workers_take_the_wait_and_the_model_runs_warm(analysis: Analysis) -> None:
     changes = {"num_workers": 2}
-    changed = with_rehearsal(finding(changes, 0.25), [rehearsed(changes, 0.9)], analysis)
+    changed = with_rehearsal(finding(changes, 0.25), [rehearsed(changes, 0.9)], [analysis])
     assert changed.gain.likely == pytest.approx(1 / (1 / 1.25 - 0.6 * 0.1) - 1)
     assert_bounded(changed)
 
 
 def test_settings_that_callbacks_feel_too(analysis: Analysis) -> None:
     changes = {"detect_anomaly": False}
-    changed = with_rehearsal(finding(changes), [rehearsed(changes, 0.5)], analysis)
+    changed = with_rehearsal(finding(changes), [rehearsed(changes, 0.5)], [analysis])
     assert changed.gain.likely == pytest.approx(1 / (1 - 0.8 * 0.5) - 1)
     assert changed.gain.low < 1 / (1 - 0.6 * 0.5) - 1, "or they don't"
 
 
 def test_a_change_that_slows_promises_a_loss(analysis: Analysis) -> None:
     changes = {"threads": 1}
-    gain = with_rehearsal(finding(changes), [rehearsed(changes, 1.5)], analysis).gain
+    gain = with_rehearsal(finding(changes), [rehearsed(changes, 1.5)], [analysis]).gain
     assert gain.high < 0
     assert gain.low < gain.likely < gain.high
 
 
 def test_what_was_not_rehearsed_stays_as_it_was(analysis: Analysis, hand_made: Any, tmp_path: Path) -> None:
     mine, other = {"threads": 1}, {"threads": 2}
-    assert with_rehearsal(finding(mine), [rehearsed(other, 0.5)], analysis) == finding(mine)
+    assert with_rehearsal(finding(mine), [rehearsed(other, 0.5)], [analysis]) == finding(mine)
     refused = Rehearsed(changes=mine, reason="the training has more than one process")
-    assert with_rehearsal(finding(mine), [refused], analysis) == finding(mine)
+    assert with_rehearsal(finding(mine), [refused], [analysis]) == finding(mine)
     undivided = analysed(hand_made(tmp_path / "bare").record().rank([{"other": 1.0, "tokens": 40.0}] * 60))
-    assert with_rehearsal(finding(mine), [rehearsed(mine, 0.5)], undivided) == finding(mine)
+    assert with_rehearsal(finding(mine), [rehearsed(mine, 0.5)], [undivided]) == finding(mine)
 
 
 def test_what_was_rehearsed_survives_its_file(tmp_path: Path) -> None:
