@@ -1,6 +1,6 @@
 """Badly configured trainings, each with one fault: which findings appear, what they promise, what came, and `tune`.
 
-    python benchmarks/tune_cpu.py                          # seven trainings and ten controls, about an hour
+    python benchmarks/tune_cpu.py                          # seven trainings and ten controls, an hour and a half
     python benchmarks/tune_cpu.py --only padding float32   # some; the others' figures are kept
     python benchmarks/tune_cpu.py --only controls
     python benchmarks/tune_cpu.py --budget 5m              # per training; fewer trials decide less
@@ -161,7 +161,7 @@ def main() -> None:
     """Runs what is asked for, keeps the other figures, and writes after each, so that it can be stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=(*CASES, "controls"), default=(*CASES, "controls"))
-    parser.add_argument("--budget", default="10m", help="of each tuning")
+    parser.add_argument("--budget", default="18m", help="of each tuning")
     parser.add_argument("--control-budget", default="2m", help="of each verification on a control")
     parser.add_argument("--out", type=Path, default=result_path("tune_cpu"))
     given = parser.parse_args()

@@ -24,8 +24,7 @@ from effprof.callbacks.loader_changes import Refused, length_of, trim_padding
 KEPT = 48  # micro-batches at hand, the last ones: enough for windows of similar length
 KEPT_BYTES = 512 << 20
 PASS_S = 0.2  # of a pass, or one micro-batch: both sides meet the same neighbours on the processor
-ROUNDS, MIN_ROUNDS = 60, 5
-LIMIT_S = 12.0  # per change and process, warm-up included
+ROUNDS, MIN_ROUNDS = 100, 5
 
 Batches = list[Any]
 
@@ -35,9 +34,11 @@ class Rehearsal:
 
     Args:
         wanted: the sets of changes to rehearse, in the vocabulary of `effprof.advise.changes`.
+        seconds: for each of them, warm-up included; slow micro-batches may take longer.
     """
 
-    def __init__(self, wanted: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, wanted: Sequence[Mapping[str, Any]], seconds: float) -> None:
+        self._seconds = seconds
         self._wanted = [dict(changes) for changes in wanted]
         self._batches: deque[Any] = deque(maxlen=KEPT)
         self._slept: deque[float] = deque(maxlen=KEPT)
@@ -66,7 +67,7 @@ class Rehearsal:
             step = _MicroBatch(trainer, module)
             own, changed = _both_sides(list(self._batches), changes)
             slept_s = float(np.median(self._slept)) if self._slept else 0.0
-            rounds, seconds = _Timing(trainer, module, step, changes, slept_s).rounds(own, changed)
+            rounds, seconds = _Timing(trainer, module, step, changes, slept_s).rounds(own, changed, self._seconds)
         except Refused as error:
             return Rehearsed(changes=dict(changes), reason=str(error))
         except Exception as error:  # out of memory with the change, most likely: a result, not the end of the trial
@@ -122,7 +123,7 @@ class _Timing:
         if self._slept_s and trainer.strategy.root_device.type != "cpu":
             raise Refused("the model does not run on the processor that waits for its input")
 
-    def rounds(self, own: Batches, changed: Batches) -> tuple[list[tuple[float, float]], float]:
+    def rounds(self, own: Batches, changed: Batches, seconds: float) -> tuple[list[tuple[float, float]], float]:
         """Seconds of one of the training's micro-batches as it is, and of the same samples with the changes, per round;
         and the seconds it all took."""
         began = perf_counter()
@@ -131,7 +132,7 @@ class _Timing:
             repeats = max(1, round(PASS_S / max(1e-6, *times)))
             found: list[tuple[float, float]] = []
             while len(found) < ROUNDS:
-                if len(found) >= MIN_ROUNDS and perf_counter() - began > LIMIT_S:
+                if len(found) >= MIN_ROUNDS and perf_counter() - began > seconds:
                     break
                 times = self._round(own * repeats, changed * repeats, is_swapped=len(found) % 2 == 1)
                 found.append((times[0] / (repeats * len(own)), times[1] / (repeats * len(own))))

@@ -37,6 +37,7 @@ class TrialRequest(msgspec.Struct, kw_only=True):
     steps: int | None = None
     is_measuring: bool = False  # also record what recommendations rest on
     rehearse: list[dict[str, Any]] = []  # sets of changes to time in this process once the steps are done
+    rehearse_s: float = 5.0  # for each of them
     takes_turns: bool = False  # with the other side's trial, see `effprof.advise.turns`
 
 
@@ -48,7 +49,7 @@ class LightningTrial:
         self.refused: dict[str, str] = {}
         self._first_step_end: float | None = None
         self._steps = 0
-        self._rehearsal = Rehearsal(request.rehearse) if request.rehearse else None
+        self._rehearsal = Rehearsal(request.rehearse, request.rehearse_s) if request.rehearse else None
         self._turns = Turns(request.run_dir) if request.takes_turns else None
 
     @property

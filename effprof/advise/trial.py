@@ -69,6 +69,7 @@ class Trial:
         steps: the training stops after this many too, whichever comes first.
         is_measuring: whether everything that recommendations rest on is recorded too (FLOPs, kernel window, telemetry).
         rehearse: sets of changes that the process times once its steps are done (see `effprof.advise.rehearsal`).
+        rehearse_s: seconds for each of them.
         takes_turns: whether it waits for its turn between steps (see `effprof.advise.turns`).
     """
 
@@ -82,6 +83,7 @@ class Trial:
         steps: int | None = None,
         is_measuring: bool = False,
         rehearse: Sequence[Mapping[str, Any]] = (),
+        rehearse_s: float = 5.0,
         takes_turns: bool = False,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,7 @@ class Trial:
             "steps": steps,
             "is_measuring": is_measuring,
             "rehearse": [dict(each) for each in rehearse],
+            "rehearse_s": rehearse_s,
             "takes_turns": takes_turns,
         }
         wanted = {name: str(value) for name, value in dict(changes.get("environment", {})).items()}

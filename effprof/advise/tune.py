@@ -34,7 +34,7 @@ SCHEMA = "effprof.tune/1"
 MEASURED_SHARE, MIN_MEASURED_S, MAX_MEASURED_S = 1 / 20, 3.0, 30.0  # of the budget, stepping in a measuring trial
 VERIFIED_SHARE = 0.25  # of the budget at most for one change, so that one that can't be decided leaves time for others
 # Changes are rehearsed in processes of their own, as these differ, within this share of the budget.
-MAX_REHEARSED, REHEARSALS, REHEARSED_SHARE = 8, 8, 0.25
+MAX_REHEARSED, REHEARSALS, REHEARSED_SHARE, MIN_REHEARSED_S = 8, 8, 0.25, 2.0
 MIN_VERIFICATION_S = 60.0  # three short processes of each side that take ten seconds to start; fewer decide little
 
 
@@ -177,11 +177,21 @@ class _Tuning:
         if not wanted:
             return findings
         began, found, analyses = monotonic(), [], []
+        share_s = REHEARSED_SHARE * self.budget_s
+        each_s = max(
+            MIN_REHEARSED_S, share_s / REHEARSALS / 2 / len(wanted)
+        )  # starting the process takes the other half
         for count in range(1, REHEARSALS + 1):
             place = fresh_directory(self.folder, "rehearsed")
             left = max(60.0, self.left_s)
             trial = run_trial(
-                self.command, self.changes, place, seconds=MIN_MEASURED_S, timeout_s=left, rehearse=wanted
+                self.command,
+                self.changes,
+                place,
+                seconds=MIN_MEASURED_S,
+                timeout_s=left,
+                rehearse=wanted,
+                rehearse_s=each_s,
             )
             rehearsed = read_rehearsed(place) if trial.outcome == "ok" else []
             for each in rehearsed:
@@ -190,7 +200,7 @@ class _Tuning:
                 break
             found += rehearsed
             analyses.append(_analysis(place))
-            if (monotonic() - began) * (count + 1) / count > REHEARSED_SHARE * self.budget_s:
+            if (monotonic() - began) * (count + 1) / count > share_s:
                 break
         return _ordered([with_rehearsal(each, found, analyses) for each in findings]) if found else findings
 
