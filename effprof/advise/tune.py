@@ -178,9 +178,8 @@ class _Tuning:
             return findings
         began, found, analyses = monotonic(), [], []
         share_s = REHEARSED_SHARE * self.budget_s
-        each_s = max(
-            MIN_REHEARSED_S, share_s / REHEARSALS / 2 / len(wanted)
-        )  # starting the process takes the other half
+        # starting the process takes the other half
+        each_s = max(MIN_REHEARSED_S, share_s / REHEARSALS / 2 / len(wanted))
         for count in range(1, REHEARSALS + 1):
             place = fresh_directory(self.folder, "rehearsed")
             left = max(60.0, self.left_s)

@@ -1,8 +1,8 @@
 """Follows a run that is being written: reads only what is new, and keeps only its latest steps.
 
 A look at a run costs one `stat` per log and the bytes that were added since the last one. A log that is found long is
-entered near its end. A file that was rotated is entered at the beginning of the new one; a line that is still being
-written waits for its end.
+entered near its end. A file that was rotated is read to its end, unless it was compacted by then, and the new one from its
+beginning; a line that is still being written waits for its end.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,27 @@ class FileTail:
         except FileNotFoundError:
             return
         if status.st_ino != self._inode or status.st_size < self._offset:
+            yield from self._left_behind()
             self._inode, self._offset, self.header = status.st_ino, 0, None
         if status.st_size == self._offset:
             return
         with open(self.path, "rb") as file:
             if self.header is None and not self._enter(file, status.st_size):
                 return
-            file.seek(self._offset)
-            data = file.read(status.st_size - self._offset)
+            yield from self._read(file, status.st_size)
+
+    def _left_behind(self) -> Iterator[Any]:
+        """What was added to the last file before it was rotated; nothing once it was compacted."""
+        for path in self.path.parent.glob(f"{self.path.stem}.*{self.path.suffix}") if self.header else ():
+            with suppress(FileNotFoundError), open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino == self._inode:
+                    yield from self._read(file, status.st_size)
+
+    def _read(self, file: Any, size: int) -> Iterator[Any]:
+        """The whole lines between where following stands and `size`."""
+        file.seek(self._offset)
+        data = file.read(size - self._offset)
         whole, end, _ = data.rpartition(b"\n")
         self._offset += len(whole) + len(end)
         self.read_bytes += len(data)

@@ -96,6 +96,23 @@ def test_a_new_segment_and_a_new_attempt_are_followed(tmp_path: Path, hand_made:
     assert (again.attempts[0].index, again.attempts[0].ranks[0].steps) == (1, 4)
 
 
+def test_steps_between_a_look_and_a_rotation_are_read(tmp_path: Path, hand_made: Any) -> None:
+    run = hand_made(tmp_path / "r").record()
+    run.rank([run.step(0.1)] * 30, end=None)
+    log = run.path / LOG
+    whole = log.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:2]))
+    tail = RunTail(str(run.path))
+    assert tail.poll() is not None
+    grow(log, b"".join(lines[2:]))
+    log.rename(log.with_name("rank-00000.000.ndjson"))
+    run.rank([run.step(0.1)] * 3, start_s=5.0, first_step=31, end=None)
+    seen = tail.poll()
+    assert seen is not None
+    assert seen.attempts[0].ranks[0].steps == 33
+
+
 def test_what_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     assert RunTail(str(tmp_path)).poll() is None
     (tmp_path / "attempt-000").mkdir()
