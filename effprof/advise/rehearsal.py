@@ -23,7 +23,7 @@ FILE = "rehearsed.json"
 # What the ratio differs by between processes (memory layout, neighbours): standard deviation of its logarithm. Pairs of
 # processes on a shared CPU gave 0.01 to 0.06; it weighs as much as the spread of this many processes.
 BETWEEN_PROCESSES, PROCESSES = 0.03, 4
-# The interval is of what an A/B test will show, whose own processes differ as much; so many blocks does a test have.
+# The interval is of what an A/B test will show, whose processes differ as much; so many blocks does a test have.
 BLOCKS = 6
 NORMAL_95 = 1.644854  # the interval holds nine of ten tests
 METRIC = "rehearsal: model time per sample, with the change ÷ without"
@@ -79,8 +79,9 @@ def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analyses: S
     """The finding with its gain as rehearsed; as it was where its changes were not rehearsed.
 
     Each part of the step is left with a fraction of its time: forward and backward with the ratio, what the change
-    reaches beyond them with a range. The gain is 1 / (what is left of the step) − 1; its interval adds the parts' in
-    quadrature. What was rehearsed beats the rule's bound, which rests on figures of machines in general.
+    reaches beyond them with a range. The gain is 1 / (what is left of the step) − 1. Its interval adds in quadrature
+    the parts' and what an A/B test of the whole step will be off by. What was rehearsed beats the rule's bound, which
+    rests on figures of machines in general.
 
     Args:
         rehearsed: of any number of processes.
@@ -89,26 +90,32 @@ def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analyses: S
     found = [each for each in rehearsed if each.changes == finding.changes and each.ratio is not None]
     if not found:
         return finding
+    ratio, spread, freedom = _spread(found)
+    quantile = t_quantile(freedom, NORMAL_95)
+    half = quantile * spread / math.sqrt(len(found))
+    ratios = ratio * math.exp(-half), ratio, ratio * math.exp(half)
     try:
-        left = _left(_parts(analyses, finding, found[0].merged, _ratios(found)))
+        left = _left(_parts(analyses, finding, found[0].merged, ratios), quantile * spread / math.sqrt(BLOCKS))
     except Missing:
         return finding
     high, likely, low = (1 / max(each, 0.01) - 1 for each in left)
     gain = Gain(low=low, likely=likely, high=high, bound=max(finding.gain.bound, high), basis=finding.gain.basis)
-    evidence = Evidence(metric=METRIC, value=_ratios(found)[1], unit="ratio")
+    evidence = Evidence(metric=METRIC, value=ratio, unit="ratio")
     return msgspec.structs.replace(finding, gain=gain, evidence=[*finding.evidence, evidence])
 
 
-def _ratios(found: Sequence[Rehearsed]) -> tuple[float, float, float]:
-    """The low end, the geometric mean and the high end of a 90 % interval for the ratio that an A/B test will show."""
+def _spread(found: Sequence[Rehearsed]) -> tuple[float, float, int]:
+    """Geometric mean of the processes' ratios; standard deviation of one's logarithm; its degrees of freedom.
+
+    The spread is that of the processes with a prior: how they differ in general, or as much as each one's rounds leave
+    open where that is more.
+    """
     logs = np.array([math.log(each.ratio) for each in found if each.ratio is not None])
-    middle, freedom = float(logs.mean()), PROCESSES + len(logs) - 1
-    variance = (PROCESSES * BETWEEN_PROCESSES**2 + float(np.sum((logs - middle) ** 2))) / freedom
-    # few processes may agree by chance: their ratios are known no better than each one's rounds tell
     rounds = [math.log(each.ci95[1] / each.ci95[0]) / 2 / t_quantile(each.rounds - 1) for each in found if each.ci95]
-    variance = max(variance, float(np.mean(np.square(rounds))) if rounds else 0.0)
-    half = t_quantile(freedom, NORMAL_95) * math.sqrt(variance * (1 / len(logs) + 1 / BLOCKS))
-    return math.exp(middle - half), math.exp(middle), math.exp(middle + half)
+    prior = max(BETWEEN_PROCESSES**2, float(np.mean(np.square(rounds))) if rounds else 0.0)
+    middle, freedom = float(logs.mean()), PROCESSES + len(logs) - 1
+    variance = (PROCESSES * prior + float(np.sum((logs - middle) ** 2))) / freedom
+    return math.exp(middle), math.sqrt(variance), freedom
 
 
 def _parts(
@@ -135,11 +142,11 @@ def _parts(
     return parts
 
 
-def _left(parts: Sequence[Part]) -> tuple[float, float, float]:
-    """Of the whole step: at best, likely and at worst."""
+def _left(parts: Sequence[Part], noise: float) -> tuple[float, float, float]:
+    """Of the whole step: at best, likely and at worst, for a test that is off by the fraction `noise`."""
     likely = 1 - sum(share * (1 - left[1]) for share, left in parts)
-    better = math.hypot(*(share * (left[1] - left[0]) for share, left in parts))
-    worse = math.hypot(*(share * (left[2] - left[1]) for share, left in parts))
+    better = math.hypot(likely * noise, *(share * (left[1] - left[0]) for share, left in parts))
+    worse = math.hypot(likely * noise, *(share * (left[2] - left[1]) for share, left in parts))
     return likely - better, likely, likely + worse
 
 

@@ -1,8 +1,8 @@
 """Follows a run that is being written: reads only what is new, and keeps only its latest steps.
 
 A look at a run costs one `stat` per log and the bytes that were added since the last one. A log that is found long is
-entered near its end. A file that was rotated is read to its end, unless it was compacted by then, and the new one from its
-beginning; a line that is still being written waits for its end.
+entered near its end. A file that was rotated is read to its end, unless it was compacted by then, and the new one from
+its beginning; a line that is still being written waits for its end.
 """
 
 from __future__ import annotations

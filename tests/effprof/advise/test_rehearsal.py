@@ -79,8 +79,8 @@ def test_the_interval_is_of_what_a_test_of_six_blocks_shows(analysis: Analysis) 
     gain = with_rehearsal(finding(changes), [rehearsed(changes, each) for each in ratios], [analysis]).gain
     # four processes' spread, with the prior's 3 % at the weight of four; 1.895 is Student's 95 % quantile at 7
     spread = math.sqrt((4 * 0.03**2 + 4 * 0.05**2) / 7)
-    half = 1.895 * spread * math.sqrt(1 / 4 + 1 / 6)
-    best, worst = 0.6 * 0.5 * math.exp(-half) + 0.4, 0.6 * 0.5 * math.exp(half) + 0.4
+    half = math.hypot(0.3 * 1.895 * spread / math.sqrt(4), 0.7 * 1.895 * spread / math.sqrt(6))  # of the step
+    best, worst = 0.7 - half, 0.7 + half
     assert (gain.low, gain.high) == pytest.approx((1 / worst - 1, 1 / best - 1), rel=0.01)
 
 
