@@ -176,8 +176,6 @@ class EfficiencyCallback(Callback):  # type: ignore[misc]  # untyped where Light
         if clock is None or profiler is None:
             return
         try:
-            if self._trial is not None:
-                self._trial.begin_batch()
             if self._is_first_batch:
                 self._is_first_batch = False
                 profiler.count_batch(

@@ -1,8 +1,9 @@
 """Rehearsals: a trial's own micro-batches forward and backward, with and without a change in turn, in one process.
 
 Seconds instead of the minutes that an A/B test of processes takes, for the changes that can be made and undone inside
-a training. It times the model alone: what the change does to the rest of the step, to the loss or to the next process
-is for the test to say. A trial throws its model away, so gradients, random state and buffers may be used up here.
+a training. It times the model alone, and its loader where that is what changes: what a change does to the rest of the
+step, to the loss or to the next process is for the test to say. A trial throws its model away, so gradients, random
+state and buffers may be used up here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import perf_counter, sleep, thread_time
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ import numpy as np
 from effprof.advise.changes import CHANGES
 from effprof.advise.rehearsal import Rehearsed
 from effprof.callbacks import lightning_changes
-from effprof.callbacks.loader_changes import Refused, length_of, trim_padding
+from effprof.callbacks.loader_changes import Refused, length_of, rebuild, trim_padding
 
 KEPT = 48  # micro-batches at hand, the last ones: enough for windows of similar length
 KEPT_BYTES = 512 << 20
 PASS_S = 0.2  # of a pass, or one micro-batch: both sides meet the same neighbours on the processor
 ROUNDS, MIN_ROUNDS = 100, 5
+
+KEEPS_UP = 0.8  # of a step: workers that load a batch within it are ahead all the time
 
 Batches = list[Any]
 
@@ -41,20 +44,11 @@ class Rehearsal:
         self._seconds = seconds
         self._wanted = [dict(changes) for changes in wanted]
         self._batches: deque[Any] = deque(maxlen=KEPT)
-        self._slept: deque[float] = deque(maxlen=KEPT)
-        self._ended: tuple[float, float] | None = None
-
-    def begin_batch(self) -> None:
-        """Before a micro-batch: how long the training thread slept for it."""
-        if self._ended is not None:
-            wall, worked = self._ended
-            self._slept.append(perf_counter() - wall - (thread_time() - worked))
 
     def end_batch(self, batch: Any) -> None:
         """Keep a micro-batch, as long as all that are kept are not too large."""
         if len(self._batches) < 2 or len(self._batches) * _bytes_of(batch) < KEPT_BYTES:
             self._batches.append(batch)
-        self._ended = perf_counter(), thread_time()
 
     def run(self, trainer: Any, module: Any) -> list[Rehearsed]:
         """Every wanted set of changes; one that can't be rehearsed says why."""
@@ -66,8 +60,9 @@ class Rehearsal:
                 raise Refused("the training has more than one process")
             step = _MicroBatch(trainer, module)
             own, changed = _both_sides(list(self._batches), changes)
-            slept_s = float(np.median(self._slept)) if self._slept else 0.0
-            rounds, seconds = _Timing(trainer, module, step, changes, slept_s).rounds(own, changed, self._seconds)
+            with _sources(trainer, module, changes) as sources:
+                timing = _Timing(trainer, module, step, changes, sources)
+                rounds, seconds = timing.rounds(own, changed, self._seconds)
         except Refused as error:
             return Rehearsed(changes=dict(changes), reason=str(error))
         except Exception as error:  # out of memory with the change, most likely: a result, not the end of the trial
@@ -111,17 +106,15 @@ class _Timing:
     """Passes over micro-batches, with and without the changes."""
 
     def __init__(
-        self, trainer: Any, module: Any, step: _MicroBatch, changes: Mapping[str, Any], slept_s: float
+        self, trainer: Any, module: Any, step: _MicroBatch, changes: Mapping[str, Any], sources: Sources
     ) -> None:
         self._trainer, self._module, self._step = trainer, module, step
         self._changes = {name: value for name, value in changes.items() if name in SETTINGS}
         self._accumulate = int(trainer.accumulate_grad_batches)
         self._accumulate_changed = int(changes.get("accumulate", self._accumulate))
         self._synchronize = _synchronizer(trainer.strategy.root_device)
-        # a processor that slept is slower for a while: its caches went to others
-        self._slept_s = slept_s if "num_workers" in changes else 0.0
-        if self._slept_s and trainer.strategy.root_device.type != "cpu":
-            raise Refused("the model does not run on the processor that waits for its input")
+        self._workers = int(changes.get("num_workers", 0))
+        self._sources = sources
 
     def rounds(self, own: Batches, changed: Batches, seconds: float) -> tuple[list[tuple[float, float]], float]:
         """Seconds of one of the training's micro-batches as it is, and of the same samples with the changes, per round;
@@ -129,6 +122,7 @@ class _Timing:
         began = perf_counter()
         with self._step.as_in_training():
             times = self._round(own, changed)  # warms up, and tells how often the samples fill a pass
+            self._refuse_workers_that_lag(times[0] / len(own))
             repeats = max(1, round(PASS_S / max(1e-6, *times)))
             found: list[tuple[float, float]] = []
             while len(found) < ROUNDS:
@@ -138,6 +132,12 @@ class _Timing:
                 found.append((times[0] / (repeats * len(own)), times[1] / (repeats * len(own))))
         return found, perf_counter() - began
 
+    def _refuse_workers_that_lag(self, own_s: float) -> None:
+        source = self._sources[0]
+        if source is not None and source.mean_s / self._workers > KEEPS_UP * (own_s - source.mean_s):
+            # a pass begins with the batches that were made in the meantime, a step of the training would not
+            raise Refused(f"{self._workers} workers would lag behind the model")
+
     def _round(self, own: Batches, changed: Batches, is_swapped: bool = False) -> tuple[float, float]:
         if is_swapped:
             after = self._changed_pass(changed)
@@ -145,29 +145,80 @@ class _Timing:
         return self._own_pass(own), self._changed_pass(changed)
 
     def _own_pass(self, batches: Batches) -> float:
-        return self._pass(batches, self._accumulate, self._slept_s)
+        return self._pass(batches, self._accumulate, self._sources[0])
 
     def _changed_pass(self, batches: Batches) -> float:
         with contextlib.ExitStack() as stack:
             for name, value in self._changes.items():
                 stack.enter_context(SETTINGS[name](self._trainer, self._module, value))
-            return self._pass(batches, self._accumulate_changed)
+            return self._pass(batches, self._accumulate_changed, self._sources[1])
 
-    def _pass(self, batches: Batches, accumulate: int, slept_s: float = 0.0) -> float:
-        began = slept = 0.0
+    def _pass(self, batches: Batches, accumulate: int, source: _Source | None) -> float:
+        began = 0.0
         for index, batch in enumerate([batches[0], *batches]):
             if index == 1:  # the first one finds caches and memory as the other side left them, and isn't timed
                 self._synchronize()
-                began, slept = perf_counter(), 0.0
-            if slept_s:
-                wait_began = perf_counter()
-                sleep(slept_s)
-                slept += perf_counter() - wait_began
+                began = perf_counter()
+            loaded = batch if source is None else source()
             if index == 0 or (index - 1) % accumulate == 0:
                 self._module.zero_grad(set_to_none=True)
-            self._step(batch, max(0, index - 1))
+            self._step(loaded, max(0, index - 1))
         self._synchronize()
-        return perf_counter() - began - slept
+        return perf_counter() - began
+
+
+class _Source:
+    """Batches of a loader, as the Trainer hands them to the module.
+
+    Attributes:
+        mean_s: seconds that one took so far.
+    """
+
+    def __init__(self, trainer: Any, module: Any, loader: Any) -> None:
+        self._strategy, self._module, self._loader = trainer.strategy, module, loader
+        self._iterator = iter(loader)
+        self._taken, self._seconds = 0, 0.0
+
+    def __call__(self) -> Any:
+        began = perf_counter()
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            self._iterator = iter(self._loader)
+            batch = next(self._iterator)
+        self._taken += 1
+        self._seconds += perf_counter() - began
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self._strategy.batch_to_device(batch, dataloader_idx=0)
+
+    @property
+    def mean_s(self) -> float:
+        return self._seconds / self._taken
+
+    def close(self) -> None:
+        """End its workers, where it has any."""
+        getattr(self._iterator, "_shutdown_workers", lambda: None)()
+
+
+Sources = tuple[_Source | None, _Source | None]
+
+
+@contextlib.contextmanager
+def _sources(trainer: Any, module: Any, changes: Mapping[str, Any]) -> Iterator[Sources]:
+    """Where both sides' batches come from: loaders where it is they that change, else None for the batches at hand."""
+    if "num_workers" not in changes:
+        yield None, None
+        return
+    settings = {name: value for name, value in changes.items() if name in ("num_workers", "persistent_workers")}
+    loader = trainer.train_dataloader
+    rebuilt = rebuild(loader, **settings)
+    if loader.num_workers:
+        raise Refused("workers load ahead already: a pass would begin with what they made in the meantime")
+    own, changed = _Source(trainer, module, loader), _Source(trainer, module, rebuilt)
+    try:
+        yield own, changed
+    finally:
+        changed.close()
 
 
 def _both_sides(batches: Batches, changes: Mapping[str, Any]) -> tuple[Batches, Batches]:

@@ -89,11 +89,6 @@ class LightningTrial:
         for schedule in trainer.lr_scheduler_configs:
             schedule.strict = False  # it may wait for a figure of the evaluation, which there is none of
 
-    def begin_batch(self) -> None:
-        """Before a micro-batch."""
-        if self._rehearsal is not None:
-            self._rehearsal.begin_batch()
-
     def end_batch(self, batch: Any) -> None:
         """After a micro-batch."""
         if self._rehearsal is not None:

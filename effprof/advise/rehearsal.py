@@ -37,7 +37,7 @@ class Rehearsed(msgspec.Struct, kw_only=True):
     changes: dict[str, Any]
     ratio: Annotated[float | None, _says("time of forward and backward per sample, with the change ÷ without")] = None
     ci95: Annotated[Interval | None, _says("95 % interval from the rounds")] = None
-    own_s: Annotated[float, _says("forward and backward of one micro-batch as the training has it, s")] = 0.0
+    own_s: Annotated[float, _says("one micro-batch as the training has it, s")] = 0.0
     merged: Annotated[int, _says("micro-batches that become one with the change")] = 1
     rounds: int = 0
     seconds: float = 0.0
@@ -129,9 +129,7 @@ def _parts(
     other, waits = _share(analyses, "step.other"), _share(analyses, "step.input_wait")
     best, likely, _ = ratios
     if "num_workers" in finding.changes:
-        # the rule's own part: what goes of the wait, as a share of the step; the model's ratio comes on top
-        gain = finding.gain
-        parts.append((1.0, (1 / (1 + gain.high), 1 / (1 + gain.likely), 1 / (1 + gain.low))))
+        parts.append((waits, ratios))  # loading was timed with the model
     elif "micro_batch" in finding.changes:
         # what callbacks and copies do once per micro-batch goes with their number; collating partly with the samples
         once, half = 1 / merged, (1 + 1 / merged) / 2
