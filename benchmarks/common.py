@@ -69,13 +69,19 @@ def write_result(name: str, figures: dict[str, Any], out: Path | None = None) ->
     result = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": _command(sys.argv),
         "machine": machine,
         "versions": list_versions(),
         **figures,
     }
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """As it is typed; without `--out`, whose path says nothing about the figures."""
+    said = " ".join(["python", f"benchmarks/{Path(arguments[0]).name}", *arguments[1:]])
+    return re.sub(r" --out[ =]\S+", "", said)
 
 
 def summarise(values: Sequence[float]) -> dict[str, float]:

@@ -26,7 +26,6 @@ KEPT = 48  # micro-batches at hand, the last ones: enough for windows of similar
 KEPT_BYTES = 512 << 20
 PASS_S = 0.2  # of a pass, or one micro-batch: both sides meet the same neighbours on the processor
 ROUNDS, MIN_ROUNDS = 100, 5
-
 KEEPS_UP = 0.8  # of a step: workers that load a batch within it are ahead all the time
 
 Batches = list[Any]

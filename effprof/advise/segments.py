@@ -26,6 +26,7 @@ from effprof.metrics.intervals import (
 )
 
 Array = NDArray[np.float64]
+Series = tuple[Array, Array]  # counts and seconds, of steps or of turns
 Outcome = Literal["ok", "out_of_memory", "failed", "timeout"]
 MIN_BLOCKS = 2  # of one segment each side; one says nothing about how processes differ
 NOISE = 0.01  # relative: smaller differences are not worth a change, and a busy host's drift reaches them
@@ -72,8 +73,7 @@ class SegmentResult:
 
         Not a median over steps: data loader workers deliver in bursts, and the median step then waits for nothing.
         """
-        total = float(np.sum(self.seconds))
-        return float(np.sum(self.counts)) / total if total > 0 else math.nan
+        return _rate(self.counts, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -156,33 +156,37 @@ def _mean_log_ratios(blocks: Sequence[tuple[SegmentResult, SegmentResult]]) -> A
 
 
 def _log_ratio(own: SegmentResult, changed: SegmentResult) -> float:
-    """log(after's rate ÷ before's); over the turns that both have, where they took turns."""
-    turns = _common_turns(own, changed)
-    if turns is None:
-        return math.log(changed.rate / own.rate)
-    (own_counts, own_s), (counts, seconds) = turns
-    return math.log(counts.sum() / seconds.sum()) - math.log(own_counts.sum() / own_s.sum())
+    """log(after's rate ÷ before's)."""
+    before, after, _ = _compared(own, changed)
+    return math.log(_rate(*after) / _rate(*before))
 
 
 def _replicates(own: SegmentResult, changed: SegmentResult, place: int) -> Array:
     """Resampled values of `_log_ratio` of block number `place`, shape (replicates,)."""
-    turns = _common_turns(own, changed)
-    (own_counts, own_s), (counts, seconds) = turns or ((own.counts, own.seconds), (changed.counts, changed.seconds))
+    before, after, are_paired = _compared(own, changed)
     # the same salt draws the same turns on both sides
-    salts = (2 * place, 2 * place if turns else 2 * place + 1)
-    own_rates, rates = ratio_replicates(own_counts, own_s, salts[0]), ratio_replicates(counts, seconds, salts[1])
-    return np.log(rates) - np.log(own_rates)
+    rates = ratio_replicates(*before, 2 * place), ratio_replicates(*after, 2 * place + (not are_paired))
+    replicates: Array = np.log(rates[1]) - np.log(rates[0])
+    return replicates
 
 
-def _common_turns(own: SegmentResult, changed: SegmentResult) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
-    """(counts, seconds) of both sides, per turn that both made a step in; None where they made too few or none."""
+def _compared(own: SegmentResult, changed: SegmentResult) -> tuple[Series, Series, bool]:
+    """(counts, seconds) of both sides, and whether their entries belong together.
+
+    These are turns that both sides made a step in, where they took enough of them together; else each one's steps.
+    """
     common = np.intersect1d(own.turns, changed.turns)
     if len(common) < MIN_STEPS:
-        return None
-    return _per_turn(own, common), _per_turn(changed, common)
+        return (own.counts, own.seconds), (changed.counts, changed.seconds), False
+    return _per_turn(own, common), _per_turn(changed, common), True
 
 
-def _per_turn(segment: SegmentResult, common: NDArray[np.int64]) -> tuple[Array, Array]:
+def _rate(counts: Array, seconds: Array) -> float:
+    total = float(np.sum(seconds))
+    return float(np.sum(counts)) / total if total > 0 else math.nan
+
+
+def _per_turn(segment: SegmentResult, common: NDArray[np.int64]) -> Series:
     counts = np.bincount(segment.turns, weights=segment.counts).astype(np.float64)
     seconds = np.bincount(segment.turns, weights=segment.seconds).astype(np.float64)
     return counts[common], seconds[common]

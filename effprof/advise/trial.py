@@ -178,17 +178,17 @@ def read_segment(run: Run, wall_s: float = 0.0) -> SegmentResult:
     has_tokens = bool(len(tokens)) and bool(np.isfinite(tokens).all()) and float(tokens.sum()) > 0
     facts = run.record.config.get("trial") or {}
     turns = _turns(facts, steps.step[steps.is_steady])
-    is_usual = _is_usual(turns) if len(turns) else np.ones(len(seconds), np.bool_)
+    kept = _is_usual(turns) if len(turns) else slice(None)
     segment = SegmentResult(
-        counts=(tokens if has_tokens else samples)[is_usual],
-        seconds=seconds[is_usual],
+        counts=(tokens if has_tokens else samples)[kept],
+        seconds=seconds[kept],
         losses=_losses(run, examined),
         metric="tokens_per_s" if has_tokens else "samples_per_s",
         applied=dict(facts.get("applied", {})),
         refused=dict(facts.get("refused", {})),
         wall_s=wall_s,
         run=run.path,
-        turns=turns[is_usual] if len(turns) else turns,
+        turns=turns[kept],
     )
     if np.isfinite(segment.rate) and segment.rate > 0:
         return segment

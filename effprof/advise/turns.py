@@ -22,7 +22,7 @@ from typing import Any
 from effprof.advise.segments import SegmentResult
 from effprof.advise.trial import Trial, fresh_directory, run_trial
 from effprof.errors import EffprofError
-from effprof.hardware.host import cgroup_memory
+from effprof.hardware.host import free_memory
 
 TURN_S = 1.0
 TO_TRIAL, FROM_TRIAL = "turn.in", "turn.out"
@@ -55,7 +55,7 @@ class CommandBlocks:
     ) -> None:
         self._command, self._settings, self._folder = list(command), settings, folder
         self._seconds, self._ends = seconds, ends
-        self._takes_turns, self._has_taken = True, False
+        self._can_take_turns: bool | None = None  # not known before the first block
 
     def __call__(self, sides: Sequence[str]) -> Iterator[tuple[str, SegmentResult]]:
         """The sides' segments, in the order given.
@@ -64,7 +64,7 @@ class CommandBlocks:
             EffprofError: the command can't be started, or ended without reaching EfficiencyCallback.
         """
         found: list[SegmentResult] = []
-        if self._takes_turns:
+        if self._can_take_turns is not False:
             first, second = ((self._settings[side], fresh_directory(self._folder, side)) for side in sides)
             with contextlib.suppress(EffprofError):  # tried again alone
                 found = run_in_turns(
@@ -73,19 +73,16 @@ class CommandBlocks:
                     second,
                     seconds=self._seconds,
                     timeout_s=2 * self._left_s,
-                    at_once=self._has_taken,
+                    at_once=self._can_take_turns is True,
                 )
-            self._takes_turns = len(found) == len(sides) and all(each.outcome == "ok" for each in found)
-            self._has_taken = self._takes_turns
-            if len(found) == len(sides) and not self._takes_turns:
+            self._can_take_turns = len(found) == len(sides) and all(each.outcome == "ok" for each in found)
+            if len(found) == len(sides) and not self._can_take_turns:
                 found = []  # maybe the two were in each other's way: memory, a port, a file
         yield from zip(sides, found, strict=False)
         for side in sides[len(found) :]:
             place = fresh_directory(self._folder, side)
-            yield (
-                side,
-                run_trial(self._command, self._settings[side], place, seconds=self._seconds, timeout_s=self._left_s),
-            )
+            settings = self._settings[side]
+            yield side, run_trial(self._command, settings, place, seconds=self._seconds, timeout_s=self._left_s)
 
     @property
     def _left_s(self) -> float:
@@ -133,7 +130,6 @@ def _alternate(stepping: _Partner, waiting: _Partner) -> None:
     """Until both have ended. Whoever has is waited for before the other steps: ending takes time on the processor."""
     if waiting.said != READY:  # it steps already, or has ended
         stepping, waiting = waiting, stepping
-        stepping.wait()
     while stepping.said in (READY, DONE):
         stepping.tell(GO)
         stepping.hear()
@@ -207,7 +203,4 @@ def _has_room(partner: _Partner) -> bool:
         for each in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
                 held += each.memory_info().rss
-    free = psutil.virtual_memory().available
-    if limited := cgroup_memory():
-        free = min(free, limited[1] - limited[0])
-    return bool(free > SPARE * held)
+    return free_memory() > SPARE * held

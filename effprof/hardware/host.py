@@ -51,6 +51,15 @@ def cgroup_memory(root: Path = CGROUP) -> tuple[int, int] | None:
         return None
 
 
+def free_memory() -> int:
+    """Bytes of memory that a further process could take."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limited = cgroup_memory()
+    return min(available, limited[1] - limited[0]) if limited else available
+
+
 def total_memory() -> int:
     """Bytes of memory this machine, or this container, may use."""
     import psutil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,39 +12,14 @@ import pytest
 from effprof.advise.rehearsal import Rehearsed, read_rehearsed
 from effprof.advise.trial import run_trial
 
-SCRIPT = """
-import sys, time
-import torch
-import pytorch_lightning as pl
-from effprof.callbacks.lightning import EfficiencyCallback
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self):
-        return 64
-    def __getitem__(self, index):
-        time.sleep(float(sys.argv[1]))
-        return torch.ones(4)
-
-class Model(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = torch.nn.Linear(4, 1)
-    def training_step(self, batch, index):
-        time.sleep(0.04)
-        return self.net(batch).mean()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
-
-trainer = pl.Trainer(max_steps=100_000, accelerator="cpu", callbacks=[EfficiencyCallback()], logger=False,
-                     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer.fit(Model(), torch.utils.data.DataLoader(Rows(), batch_size=2, num_workers=int(sys.argv[2])))
-"""
+TRAINING = Path(__file__).resolve().parents[1] / "support" / "sleeping_training.py"
 
 
 def rehearse(folder: Path, sleep_s: float, own_workers: int = 0) -> Rehearsed:
     """What a trial makes of two workers."""
-    (folder / "train.py").write_text(SCRIPT)
-    command = [sys.executable, str(folder / "train.py"), str(sleep_s), str(own_workers)]
+    script = shutil.copy(TRAINING, folder)  # so that its processes can be told from another test's
+    options = ("--step-s", "0.04", "--fetch-s", str(sleep_s), "--workers", str(own_workers))
+    command = [sys.executable, str(script), *options]
     wanted = {"num_workers": 2, "persistent_workers": True}
     trial = run_trial(command, {}, folder / "trial", seconds=0.5, rehearse=[wanted], rehearse_s=2.0)
     assert trial.outcome == "ok", trial.reason

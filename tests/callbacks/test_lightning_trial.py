@@ -181,6 +181,7 @@ def test_a_trial_rehearses_changes_in_its_own_process(rehearsing: Any) -> None:
     low, high = threads.ci95
     assert low < 1.25, "as many threads as before"
     assert high > 0.8
+    assert 0.5 < threads.ratio < 2, "per micro-batch on both sides"
     analysis = analyze(open_run(str(trial)))
     assert analysis.run.ended == "completed"
     assert analysis.efficiency.steps.total == 8, "rehearsed micro-batches are no steps of the training"

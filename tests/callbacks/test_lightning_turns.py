@@ -18,47 +18,14 @@ from effprof.callbacks import lightning_turns
 from effprof.callbacks.lightning_turns import Turns
 from effprof.runlog.reader import open_run
 
-RECORDED = Path(__file__).resolve().parents[1] / "support" / "recorded_training.py"
-SCRIPT = """
-import fcntl, os, sys, time
-import torch
-import pytorch_lightning as pl
-from effprof.callbacks.lightning import EfficiencyCallback
-
-if "lock" in sys.argv:
-    held = open("lock", "w")
-    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self):
-        return 1_000_000
-    def __getitem__(self, index):
-        if "fetched" in sys.argv:
-            with open(f"fetched-{os.getpid()}", "a") as file:
-                file.write(f"{os.getppid()} {time.monotonic()}\\n")
-        return torch.ones(4)
-
-class Model(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = torch.nn.Linear(4, 1)
-    def training_step(self, batch, index):
-        time.sleep(0.02)
-        return self.net(batch).mean()
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
-
-trainer = pl.Trainer(max_steps=100_000, accelerator="cpu", callbacks=[EfficiencyCallback()], logger=False,
-                     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer.fit(Model(), torch.utils.data.DataLoader(Rows(), batch_size=2, num_workers=1 if "fetched" in sys.argv else 0))
-"""
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+RECORDED, SLEEPING = SUPPORT / "recorded_training.py", SUPPORT / "sleeping_training.py"
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.py").write_text(SCRIPT)
-    return [sys.executable, "train.py"]
+    return [sys.executable, str(SLEEPING)]
 
 
 def stretches(run: str) -> tuple[np.ndarray, np.ndarray]:
@@ -87,12 +54,10 @@ def test_two_trials_never_step_at_once(command: list[str], tmp_path: Path) -> No
 
 
 def test_workers_make_no_batches_in_the_others_turn(command: list[str], tmp_path: Path) -> None:
-    found = run_in_turns([*command, "fetched"], ({}, tmp_path / "a"), ({}, tmp_path / "b"), seconds=3, timeout_s=120)
+    loading = [*command, "--log-fetches", "--workers", "1"]
+    found = run_in_turns(loading, ({}, tmp_path / "a"), ({}, tmp_path / "b"), seconds=3, timeout_s=120)
     assert [each.outcome for each in found] == ["ok", "ok"]
-    times = [
-        np.array([float(line.split()[1]) for line in file.read_text().splitlines()])
-        for file in tmp_path.glob("fetched-*")
-    ]
+    times = [np.array([float(line) for line in file.read_text().splitlines()]) for file in tmp_path.glob("fetched-*")]
     assert len(times) == 2
     inside = 0
     for own, other in (times, times[::-1]):
@@ -104,7 +69,7 @@ def test_workers_make_no_batches_in_the_others_turn(command: list[str], tmp_path
 
 def test_trials_that_are_in_each_others_way_run_alone(command: list[str], tmp_path: Path) -> None:
     settings: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
-    blocks = CommandBlocks([*command, "lock"], settings, tmp_path / "trials", seconds=1, ends=float("inf"))
+    blocks = CommandBlocks([*command, "--alone"], settings, tmp_path / "trials", seconds=1, ends=float("inf"))
     found = list(blocks(("after", "before")))
     assert [side for side, _ in found] == ["after", "before"]
     assert [segment.outcome for _, segment in found] == ["ok", "ok"]
