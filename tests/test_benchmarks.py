@@ -56,6 +56,15 @@ def test_gpu_check_on_a_cpu(tmp_path: Path) -> None:
     assert moe["overhead"]["step_ms_without"]["median"] > 0
 
 
+def test_turns(tmp_path: Path) -> None:
+    result, printed = run_benchmark("turns.py", tmp_path / "turns.json", "--quick")
+    assert "--out" not in result["command"]
+    for kind in ("one_after_the_other", "in_turns"):
+        assert len(result[kind]["gains"]) == 2
+        assert result[kind]["log_ratio_sd"] >= 0
+        assert kind in printed
+
+
 def test_startup(tmp_path: Path) -> None:
     result, _ = run_benchmark("startup.py", tmp_path / "startup.json", "--repeats", "1")
     assert set(result["seconds"]) >= {"effprof --help", "effprof analyze --help"}
