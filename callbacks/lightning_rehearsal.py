@@ -24,7 +24,7 @@ from effprof.callbacks.loader_changes import Refused, length_of, rebuild, trim_p
 
 KEPT = 48  # micro-batches at hand, the last ones: enough for windows of similar length
 KEPT_BYTES = 512 << 20
-PASS_S = 0.2  # of a pass, or one micro-batch: both sides meet the same neighbours on the processor
+PASS_S = 0.1  # of a pass, or one micro-batch: neighbours on a processor come and go within some tenths of a second
 ROUNDS, MIN_ROUNDS = 100, 5
 KEEPS_UP = 0.8  # of a step: workers that load a batch within it are ahead all the time
 
@@ -60,6 +60,7 @@ class Rehearsal:
             step = _MicroBatch(trainer, module)
             own, changed = _both_sides(list(self._batches), changes)
             with _sources(trainer, module, changes) as sources:
+                is_loaded = sources[0] is not None
                 timing = _Timing(trainer, module, step, changes, sources)
                 rounds, seconds = timing.rounds(own, changed, self._seconds)
         except Refused as error:
@@ -68,7 +69,7 @@ class Rehearsal:
             return Rehearsed(changes=dict(changes), reason=f"{type(error).__name__}: {str(error)[:200]}")
         own_s = float(np.median([before for before, _ in rounds]))
         ratios, merged = [after / before for before, after in rounds], len(own) if "micro_batch" in changes else 1
-        return Rehearsed.of(changes, ratios, own_s=own_s, seconds=seconds, merged=merged)
+        return Rehearsed.of(changes, ratios, own_s=own_s, seconds=seconds, merged=merged, is_loaded=is_loaded)
 
 
 class _MicroBatch:
@@ -114,6 +115,9 @@ class _Timing:
         self._synchronize = _synchronizer(trainer.strategy.root_device)
         self._workers = int(changes.get("num_workers", 0))
         self._sources = sources
+        # the first micro-batch of a pass finds caches and memory as the other side left them, and isn't timed; where
+        # loaders alone differ, both sides leave them alike
+        self._untimed = 0 if set(changes) <= set(LOADER) else 1
 
     def rounds(self, own: Batches, changed: Batches, seconds: float) -> tuple[list[tuple[float, float]], float]:
         """Seconds of one of the training's micro-batches as it is, and of the same samples with the changes, per round;
@@ -133,7 +137,9 @@ class _Timing:
 
     def _refuse_workers_that_lag(self, own_s: float) -> None:
         source = self._sources[0]
-        if source is not None and source.mean_s / self._workers > KEEPS_UP * (own_s - source.mean_s):
+        if source is None or not self._workers:
+            return
+        if source.mean_s / self._workers > KEEPS_UP * (own_s - source.mean_s):
             # a pass begins with the batches that were made in the meantime, a step of the training would not
             raise Refused(f"{self._workers} workers would lag behind the model")
 
@@ -154,14 +160,14 @@ class _Timing:
 
     def _pass(self, batches: Batches, accumulate: int, source: _Source | None) -> float:
         began = 0.0
-        for index, batch in enumerate([batches[0], *batches]):
-            if index == 1:  # the first one finds caches and memory as the other side left them, and isn't timed
+        for index, batch in enumerate([*batches[: self._untimed], *batches], start=-self._untimed):
+            if index == 0:
                 self._synchronize()
                 began = perf_counter()
             loaded = batch if source is None else source()
-            if index == 0 or (index - 1) % accumulate == 0:
+            if index < 0 or index % accumulate == 0:
                 self._module.zero_grad(set_to_none=True)
-            self._step(loaded, max(0, index - 1))
+            self._step(loaded, max(0, index))
         self._synchronize()
         return perf_counter() - began
 
@@ -205,19 +211,27 @@ Sources = tuple[_Source | None, _Source | None]
 @contextlib.contextmanager
 def _sources(trainer: Any, module: Any, changes: Mapping[str, Any]) -> Iterator[Sources]:
     """Where both sides' batches come from: loaders where it is they that change, else None for the batches at hand."""
-    if "num_workers" not in changes:
+    loader = trainer.train_dataloader
+    rebuilt = _rebuilt(loader, changes)
+    if rebuilt is None:
         yield None, None
         return
-    settings = {name: value for name, value in changes.items() if name in ("num_workers", "persistent_workers")}
-    loader = trainer.train_dataloader
-    rebuilt = rebuild(loader, **settings)
-    if loader.num_workers:
-        raise Refused("workers load ahead already: a pass would begin with what they made in the meantime")
     own, changed = _Source(trainer, module, loader), _Source(trainer, module, rebuilt)
     try:
         yield own, changed
     finally:
         changed.close()
+
+
+def _rebuilt(loader: Any, changes: Mapping[str, Any]) -> Any:
+    """The loader with its changes; None where it stays as it is, or waits for nothing that the model could show."""
+    if "num_workers" in changes:
+        if loader.num_workers:
+            raise Refused("workers load ahead already: a pass would begin with what they made in the meantime")
+        return rebuild(loader, **{name: changes[name] for name in LOADER if name in changes})
+    if "micro_batch" in changes and not getattr(loader, "num_workers", 1) and hasattr(loader.dataset, "__getitem__"):
+        return rebuild(loader, batch_size=int(changes["micro_batch"]))  # a stream may not be read twice at once
+    return None
 
 
 def _both_sides(batches: Batches, changes: Mapping[str, Any]) -> tuple[Batches, Batches]:
@@ -398,5 +412,6 @@ SETTINGS: dict[str, Callable[[Any, Any, Any], contextlib.AbstractContextManager[
     ),
     "threads": _of_torch(lambda torch: torch.get_num_threads(), lambda torch, value: torch.set_num_threads(value)),
 }
-BATCHES = ("micro_batch", "accumulate", "length_grouping", "trim_padding", "num_workers", "persistent_workers")
+LOADER = ("num_workers", "persistent_workers")
+BATCHES = ("micro_batch", "accumulate", "length_grouping", "trim_padding", *LOADER)
 assert set(SETTINGS) | set(BATCHES) <= set(CHANGES)

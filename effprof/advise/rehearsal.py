@@ -39,13 +39,21 @@ class Rehearsed(msgspec.Struct, kw_only=True):
     ci95: Annotated[Interval | None, _says("95 % interval from the rounds")] = None
     own_s: Annotated[float, _says("one micro-batch as the training has it, s")] = 0.0
     merged: Annotated[int, _says("micro-batches that become one with the change")] = 1
+    is_loaded: Annotated[bool, _says("whether batches were loaded and timed with the model")] = False
     rounds: int = 0
     seconds: float = 0.0
     reason: Annotated[str, _says("why there is no ratio")] = ""
 
     @classmethod
     def of(
-        cls, changes: Mapping[str, Any], ratios: Sequence[float], *, own_s: float, seconds: float, merged: int = 1
+        cls,
+        changes: Mapping[str, Any],
+        ratios: Sequence[float],
+        *,
+        own_s: float,
+        seconds: float,
+        merged: int = 1,
+        is_loaded: bool = False,
     ) -> Rehearsed:
         """From the ratio of each round: the median, with the interval of the mean of logarithms around it."""
         logs = np.log(np.asarray(ratios, float))
@@ -57,6 +65,7 @@ class Rehearsed(msgspec.Struct, kw_only=True):
             ci95=(math.exp(middle - half), math.exp(middle + half)),
             own_s=own_s,
             merged=merged,
+            is_loaded=is_loaded,
             rounds=len(logs),
             seconds=seconds,
         )
@@ -95,7 +104,7 @@ def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analyses: S
     half = quantile * spread / math.sqrt(len(found))
     ratios = ratio * math.exp(-half), ratio, ratio * math.exp(half)
     try:
-        left = _left(_parts(analyses, finding, found[0].merged, ratios), quantile * spread / math.sqrt(BLOCKS))
+        left = _left(_parts(analyses, finding, found[0], ratios), quantile * spread / math.sqrt(BLOCKS))
     except Missing:
         return finding
     high, likely, low = (1 / max(each, 0.01) - 1 for each in left)
@@ -119,7 +128,7 @@ def _spread(found: Sequence[Rehearsed]) -> tuple[float, float, int]:
 
 
 def _parts(
-    analyses: Sequence[Analysis], finding: Finding, merged: int, ratios: tuple[float, float, float]
+    analyses: Sequence[Analysis], finding: Finding, rehearsed: Rehearsed, ratios: tuple[float, float, float]
 ) -> list[Part]:
     """What the change leaves of each part of the step that it reaches."""
     model = sum(_share(analyses, line) for line in ("step.forward", "step.backward"))
@@ -128,13 +137,15 @@ def _parts(
     parts: list[Part] = [(model + _share(analyses, "step.host_gap"), ratios)]
     other, waits = _share(analyses, "step.other"), _share(analyses, "step.input_wait")
     best, likely, _ = ratios
-    if "num_workers" in finding.changes:
-        parts.append((waits, ratios))  # loading was timed with the model
-    elif "micro_batch" in finding.changes:
+    if rehearsed.is_loaded:
+        parts[0] = (parts[0][0] + waits, ratios)
+    if "micro_batch" in finding.changes:
         # what callbacks and copies do once per micro-batch goes with their number; collating partly with the samples
-        once, half = 1 / merged, (1 + 1 / merged) / 2
+        once = 1 / rehearsed.merged
+        half = (1 + once) / 2
         parts.append((other + _share(analyses, "step.host_to_device"), (once, once, half)))
-        parts.append((waits, (once, half, 1.0)))
+        if not rehearsed.is_loaded:
+            parts.append((waits, (once, half, 1.0)))
     elif {"detect_anomaly", "deterministic", "threads"} & set(finding.changes):
         parts.append((other, (best, likely, 1.0)))  # operators of callbacks feel them too
     return parts

@@ -31,6 +31,7 @@ def test_workers_take_the_loading_away(tmp_path: Path) -> None:
     found = rehearse(tmp_path, 0.02)
     assert found.ratio == pytest.approx(40 / 80, abs=0.08), found  # 2 x 20 ms of loading before 40 ms of the model
     assert found.own_s == pytest.approx(0.08, abs=0.02)
+    assert found.is_loaded
     assert not [
         each for each in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(each.info["cmdline"] or ())
     ]

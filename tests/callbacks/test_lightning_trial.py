@@ -176,6 +176,7 @@ def test_a_trial_rehearses_changes_in_its_own_process(rehearsing: Any) -> None:
     assert all(each.ratio and each.rounds >= 5 for each in found[:4]), found
     assert recompute.ratio < 1, "the forward is no longer computed twice"
     assert (merged.merged, recompute.merged) == (4, 1)
+    assert (merged.is_loaded, recompute.is_loaded) == (True, False)
     assert merged.ratio < 0.7, "a tiny model takes as long for eight samples as for two"
     assert grouped.ratio < 1.2
     low, high = threads.ci95

@@ -97,11 +97,14 @@ def test_larger_micro_batches_take_per_micro_batch_costs_with_them(analysis: Ana
     left = 1 - 0.6 * 0.5 - 0.2 * 0.75 - 0.1 * 0.375  # model, the rest of the step, collating
     assert changed.gain.likely == pytest.approx(1 / left - 1)
     assert_bounded(changed)
+    loaded = with_rehearsal(finding(changes), [rehearsed(changes, 0.5, merged=4, is_loaded=True)], [analysis])
+    assert loaded.gain.likely == pytest.approx(1 / (1 - 0.7 * 0.5 - 0.2 * 0.75) - 1)
+    assert loaded.gain.high - loaded.gain.low < changed.gain.high - changed.gain.low, "collating is no guess then"
 
 
 def test_loading_was_timed_with_the_model(analysis: Analysis) -> None:
     changes = {"num_workers": 2}
-    changed = with_rehearsal(finding(changes, 0.25), [rehearsed(changes, 0.9)], [analysis])
+    changed = with_rehearsal(finding(changes, 0.25), [rehearsed(changes, 0.9, is_loaded=True)], [analysis])
     assert changed.gain.likely == pytest.approx(1 / (1 - 0.7 * 0.1) - 1)
     assert_bounded(changed)
 
