@@ -23,6 +23,7 @@ READINGS = Threshold(
 OVERHEAD = Threshold(
     "account.effprof ÷ wall clock", 0.01, "share of wall clock", "the profiler's own goal is below a thousandth"
 )
+LONG_S = Threshold("account.wall_s", 600, "s", "what a window costs once is a large share of a short run alone")
 OVERHEAD_S = Threshold("account.effprof", 5, "s", "starting and closing a record takes a second or two, once")
 
 
@@ -112,7 +113,7 @@ def no_telemetry(run: Analysis) -> Match | None:
     area="measurement",
     title="the profiler itself takes a share of the run",
     symptom="effprof's own line of the account is large",
-    thresholds=[OVERHEAD, OVERHEAD_S],
+    thresholds=[OVERHEAD, OVERHEAD_S, LONG_S],
     lever="record kernel windows less often",
     frameworks={"lightning": "EfficiencyCallback(kernel_window=False)"},
     gain_basis="the line is the bound; without kernel windows 80 to 100 % of it goes",
@@ -127,10 +128,11 @@ def own_overhead(run: Analysis) -> Match | None:
         raise NotApplicable
     share = wall_share(run, "effprof")
     seconds = share * run.account.wall_s
-    if not OVERHEAD.is_crossed(share) or not OVERHEAD_S.is_crossed(seconds):
+    wall_s = run.account.wall_s
+    if not (OVERHEAD.is_crossed(share) and OVERHEAD_S.is_crossed(seconds) and LONG_S.is_crossed(wall_s)):
         return None
     return Match(
-        evidence=[OVERHEAD.saw(share), OVERHEAD_S.saw(seconds)],
+        evidence=[OVERHEAD.saw(share), OVERHEAD_S.saw(seconds), LONG_S.saw(wall_s)],
         gain=gain_from_removed_share(share, (0.8, 0.9, 1.0), "wall"),
         knobs={"lightning": "EfficiencyCallback(kernel_window=False)"},
     )

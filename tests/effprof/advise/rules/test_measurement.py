@@ -39,14 +39,15 @@ def test_no_telemetry(make: Any) -> None:
 
 
 def test_own_overhead(tmp_path: Path, hand_made: Any) -> None:
-    def recorded(name: str, overhead_s: float, *, is_profiled: bool) -> Any:
+    def recorded(name: str, overhead_s: float, *, is_profiled: bool, step_s: float = 12.0) -> Any:
         run = hand_made(tmp_path / name, name).record()
         more = {"profiled": 1} if is_profiled else {}
-        steps = [run.step(1.0, **(more if 50 <= step < 53 else {})) for step in range(60)]
+        steps = [run.step(step_s, **(more if 50 <= step < 53 else {})) for step in range(60)]
         return run.rank(steps, tail=[("effprof", overhead_s)])
 
     finding = found(recorded("a", 10.0, is_profiled=True), "meas-overhead")
     assert finding is not None
     assert_bounded(finding)
     assert found(recorded("quick", 2.0, is_profiled=True), "meas-overhead") is None, "a second or two, once"
+    assert found(recorded("short", 10.0, is_profiled=True, step_s=1.0), "meas-overhead") is None, "a share of a minute"
     assert found(recorded("none", 10.0, is_profiled=False), "meas-overhead") is None, "there is no window to leave out"
