@@ -161,7 +161,7 @@ def main() -> None:
     """Runs what is asked for, keeps the other figures, and writes after each, so that it can be stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=(*CASES, "controls"), default=(*CASES, "controls"))
-    parser.add_argument("--budget", default="16m", help="of each tuning")
+    parser.add_argument("--budget", default="20m", help="of each tuning")
     parser.add_argument("--control-budget", default="2m", help="of each verification on a control")
     parser.add_argument("--out", type=Path, default=result_path("tune_cpu"))
     given = parser.parse_args()
