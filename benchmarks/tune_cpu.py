@@ -63,6 +63,7 @@ def tune(case: str, budget: str) -> dict[str, Any]:
         command = [sys.executable, str(TRAINING), case]
         tuned = effprof(Path(folder), "tune", "--budget", budget, "--json", "--", *command)
     return {
+        "budget": budget,
         "baseline": tuned["baseline"],
         "final": {name: value for name, value in tuned["final"].items() if name != "knobs" and value is not None},
         "speed_up": 1 + tuned["gain"]["value"] if tuned["gain"] else 1.0,
