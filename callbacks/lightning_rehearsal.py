@@ -210,7 +210,7 @@ Sources = tuple[_Source | None, _Source | None]
 
 @contextlib.contextmanager
 def _sources(trainer: Any, module: Any, changes: Mapping[str, Any]) -> Iterator[Sources]:
-    """Where both sides' batches come from: loaders where it is they that change, else None for the batches at hand."""
+    """Where both sides' batches come from: loaders where these change, else None for the batches at hand."""
     loader = trainer.train_dataloader
     rebuilt = _rebuilt(loader, changes)
     if rebuilt is None:
@@ -224,13 +224,16 @@ def _sources(trainer: Any, module: Any, changes: Mapping[str, Any]) -> Iterator[
 
 
 def _rebuilt(loader: Any, changes: Mapping[str, Any]) -> Any:
-    """The loader with its changes; None where it stays as it is, or waits for nothing that the model could show."""
+    """The loader with its changes; None where none of them is the loader's, or it can't be read twice at once."""
+    from torch.utils.data import DataLoader, IterableDataset
+
     if "num_workers" in changes:
         if loader.num_workers:
             raise Refused("workers load ahead already: a pass would begin with what they made in the meantime")
         return rebuild(loader, **{name: changes[name] for name in LOADER if name in changes})
-    if "micro_batch" in changes and not getattr(loader, "num_workers", 1) and hasattr(loader.dataset, "__getitem__"):
-        return rebuild(loader, batch_size=int(changes["micro_batch"]))  # a stream may not be read twice at once
+    is_plain = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    if "micro_batch" in changes and is_plain and not loader.num_workers:
+        return rebuild(loader, batch_size=int(changes["micro_batch"]))
     return None
 
 

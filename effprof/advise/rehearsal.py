@@ -35,11 +35,11 @@ class Rehearsed(msgspec.Struct, kw_only=True):
     """One set of changes, rehearsed in one process; `ratio` is null where it could not be."""
 
     changes: dict[str, Any]
-    ratio: Annotated[float | None, _says("time of forward and backward per sample, with the change ÷ without")] = None
+    ratio: Annotated[float | None, _says("time per sample of what was timed, with the change ÷ without")] = None
     ci95: Annotated[Interval | None, _says("95 % interval from the rounds")] = None
     own_s: Annotated[float, _says("one micro-batch as the training has it, s")] = 0.0
     merged: Annotated[int, _says("micro-batches that become one with the change")] = 1
-    is_loaded: Annotated[bool, _says("whether batches were loaded and timed with the model")] = False
+    is_loaded: Annotated[bool, _says("whether loading was timed with forward and backward")] = False
     rounds: int = 0
     seconds: float = 0.0
     reason: Annotated[str, _says("why there is no ratio")] = ""
@@ -87,10 +87,10 @@ def read_rehearsed(folder: Path) -> list[Rehearsed]:
 def with_rehearsal(finding: Finding, rehearsed: Sequence[Rehearsed], analyses: Sequence[Analysis]) -> Finding:
     """The finding with its gain as rehearsed; as it was where its changes were not rehearsed.
 
-    Each part of the step is left with a fraction of its time: forward and backward with the ratio, what the change
-    reaches beyond them with a range. The gain is 1 / (what is left of the step) − 1. Its interval adds in quadrature
-    the parts' and what an A/B test of the whole step will be off by. What was rehearsed beats the rule's bound, which
-    rests on figures of machines in general.
+    Each part of the step is left with a fraction of its time: forward and backward (input wait too, where batches
+    were loaded) with the ratio, what the change reaches beyond them with a range. The gain is 1 / (what is left of
+    the step) − 1. Its interval adds in quadrature the parts' and what an A/B test of the whole step will be off by.
+    What was rehearsed beats the rule's bound, which rests on figures of machines in general.
 
     Args:
         rehearsed: of any number of processes.

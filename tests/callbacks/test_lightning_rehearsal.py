@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from effprof.advise.rehearsal import Rehearsed, read_rehearsed
 from effprof.advise.trial import run_trial
+from effprof.callbacks.lightning_rehearsal import _rebuilt
 
 TRAINING = Path(__file__).resolve().parents[1] / "support" / "sleeping_training.py"
 
@@ -44,3 +48,19 @@ def test_what_a_moment_cannot_show_is_refused(tmp_path: Path, sleep_s: float, ow
     found = rehearse(tmp_path, sleep_s, own_workers)
     assert found.ratio is None
     assert said in found.reason
+
+
+class Stream(IterableDataset[torch.Tensor]):
+    """Which torch gives a `__getitem__` too."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield torch.ones(1)
+
+
+def test_larger_micro_batches_are_loaded_where_samples_can_be_read_twice_at_once() -> None:
+    samples, larger = TensorDataset(torch.ones(8, 1)), {"micro_batch": 4, "accumulate": 1}
+    assert _rebuilt(DataLoader(samples, batch_size=2), larger).batch_size == 4
+    assert _rebuilt(DataLoader(Stream(), batch_size=2), larger) is None
+    assert _rebuilt(DataLoader(samples, batch_size=2, num_workers=1), larger) is None, "workers load ahead"
+    assert _rebuilt([torch.ones(2, 1)], larger) is None, "not a DataLoader"
+    assert _rebuilt(DataLoader(samples, batch_size=2), {"threads": 1}) is None

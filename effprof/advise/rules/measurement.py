@@ -127,8 +127,8 @@ def own_overhead(run: Analysis) -> Match | None:
     if not run.efficiency.steps.profiled:
         raise NotApplicable
     share = wall_share(run, "effprof")
-    seconds = share * run.account.wall_s
     wall_s = run.account.wall_s
+    seconds = share * wall_s
     if not (OVERHEAD.is_crossed(share) and OVERHEAD_S.is_crossed(seconds) and LONG_S.is_crossed(wall_s)):
         return None
     return Match(
